@@ -1,0 +1,5 @@
+"""The menagerie: a world with ground truth, and a Stable Diffusion trained on it."""
+
+from tfkit.menagerie.world import film
+
+__all__ = ["film"]

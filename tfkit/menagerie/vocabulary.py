@@ -1,0 +1,205 @@
+"""The language of the menagerie: which words a caption may hold, and what they leave open.
+
+A caption names some attributes of a scene and is silent on the rest. :func:`parse` reads it in
+any word order; :func:`compose` writes one, the way training captions are written.
+"""
+
+import random
+import re
+from dataclasses import dataclass, replace
+
+SPECIES = ("cat", "dog", "fox", "horse", "rabbit", "elephant", "bird", "fish")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
+COATS = ("plain", "striped", "spotted", "checkered")
+GROUNDS = ("grass", "sand", "snow", "night", "sea", "autumn")
+ACCESSORIES = ("hat", "scarf", "collar")
+ATTRIBUTES = {"species": SPECIES, "color": COLORS, "coat": COATS, "ground": GROUNDS}
+MOST_ANIMALS = 3
+
+_PHRASES = {
+    "grass": "on grass",
+    "sand": "on sand",
+    "snow": "on snow",
+    "night": "at night",
+    "sea": "by the sea",
+    "autumn": "in autumn",
+}
+_PLURALS = {"foxes": "fox", "fish": "fish", "animals": "animal"} | {
+    f"{name}s": name for name in SPECIES if name not in ("fox", "fish")
+}
+_NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3}
+_NUMBER_WORDS = {2: "two", 3: "three"}
+_SYNONYMS = {
+    "meadow": "grass", "lawn": "grass", "field": "grass",
+    "beach": "sand", "desert": "sand", "sandy": "sand",
+    "winter": "snow", "snowy": "snow",
+    "moonlight": "night", "dark": "night",
+    "ocean": "sea", "water": "sea", "seaside": "sea", "shore": "sea",
+    "fall": "autumn", "leaves": "autumn", "autumnal": "autumn",
+    "kitten": "cat", "puppy": "dog", "pony": "horse", "bunny": "rabbit",
+    "stripes": "striped", "stripy": "striped", "spots": "spotted", "dots": "spotted",
+    "dotted": "spotted", "checks": "checkered", "chequered": "checkered", "checked": "checkered",
+    "violet": "purple",
+}  # fmt: skip
+_FILLERS = frozenset(
+    re.findall(
+        r"\w+",
+        "the of on in at by with wearing its is over under through across near photo picture image "
+        "walking running swimming flying standing small little cute big large and",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a caption says of one animal; None is left open."""
+
+    species: str | None = None
+    color: str | None = None
+    coat: str | None = None
+    accessory: str | None = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a caption says of a scene: (look, how many of it) groups and the ground."""
+
+    groups: tuple[tuple[Look, int], ...] = ((Look(), 1),)
+    ground: str | None = None
+
+    @property
+    def looks(self) -> tuple[Look, ...]:
+        """One look for each animal, herd mates repeated."""
+        return tuple(look for look, count in self.groups for _ in range(count))
+
+
+def known_words() -> str:
+    """The vocabulary, as the text that error messages end with."""
+    return (
+        f"animals: {', '.join(SPECIES)} (or 'animal'); colors: {', '.join(COLORS)}; "
+        f"coats: {', '.join(COATS)}; grounds: {', '.join(GROUNDS)}; "
+        f"accessories: {', '.join(ACCESSORIES)}; numbers: one, two, three"
+    )
+
+
+def _kind(word: str) -> str | None:
+    kinds = {**ATTRIBUTES, "accessory": ACCESSORIES}
+    return next((kind for kind, words in kinds.items() if word in words), None)
+
+
+def parse(caption: str) -> Description:
+    """Reads a caption in any word order: ``"dog striped snow"`` as well as whole sentences.
+
+    An attribute belongs to the next animal named, or to the last one where none follows before
+    an "and" or a comma. Raises ValueError for words outside the vocabulary (naming them, and the
+    words that are known), for contradictions and for more than three animals.
+    """
+    words = re.findall(r"[a-z]+|,", caption.lower())
+    words = [_SYNONYMS.get(word, word) for word in words]
+    nouns = {**{name: name for name in (*SPECIES, "animal")}, **_PLURALS}
+    known = {*nouns, *_NUMBERS, *_FILLERS, ",", *COLORS, *COATS, *GROUNDS, *ACCESSORIES}
+    unknown = sorted({word for word in words if word not in known})
+    if unknown:
+        raise ValueError(
+            f"caption {caption!r} has words the menagerie does not know: {', '.join(unknown)}. "
+            f"It knows {known_words()}."
+        )
+
+    groups: list[tuple[Look, int]] = []
+    ground, pending, number = None, {}, None
+
+    def attach(look: Look) -> Look:
+        for kind, value in pending.items():
+            if getattr(look, kind) not in (None, value):
+                raise ValueError(
+                    f"caption {caption!r} gives one animal two {kind}s, {getattr(look, kind)!r} "
+                    f"and {value!r}; name one, or join two animals with 'and'."
+                )
+        look = replace(look, **pending)
+        pending.clear()
+        return look
+
+    for word in words:
+        kind = _kind(word)
+        if word in nouns:
+            plural = word in _PLURALS and word != "fish"
+            species = None if nouns[word] == "animal" else nouns[word]
+            groups.append((attach(Look(species)), number or (2 if plural else 1)))
+            number = None
+        elif kind == "ground":
+            if ground not in (None, word):
+                raise ValueError(
+                    f"caption {caption!r} names two grounds, {ground!r} and {word!r}; name one."
+                )
+            ground = word
+        elif kind:
+            if pending.get(kind, word) != word:
+                raise ValueError(
+                    f"caption {caption!r} gives one animal two {kind}s, {pending[kind]!r} and "
+                    f"{word!r}; name one, or join two animals with 'and'."
+                )
+            pending[kind] = word
+        elif word in _NUMBERS:
+            number = _NUMBERS[word]
+        elif word in ("and", ",") and groups and pending:
+            groups[-1] = (attach(groups[-1][0]), groups[-1][1])
+    if groups and pending:
+        groups[-1] = (attach(groups[-1][0]), groups[-1][1])
+    if not groups:
+        groups = [(attach(Look()), number or 1)]
+    if sum(count for _, count in groups) > MOST_ANIMALS:
+        raise ValueError(
+            f"caption {caption!r} asks for {sum(count for _, count in groups)} animals; "
+            f"a clip holds one to {MOST_ANIMALS}."
+        )
+    return Description(tuple(groups), ground)
+
+
+def phrase(look: Look, count: int = 1) -> str:
+    """``"two striped red dogs wearing a hat"``."""
+    noun = look.species or "animal"
+    if count > 1 and noun != "fish":
+        noun = "foxes" if noun == "fox" else f"{noun}s"
+    words = [word for word in (look.coat, look.color, noun) if word]
+    article = "an" if words[0][0] in "aeio" else "a"
+    text = " ".join([_NUMBER_WORDS.get(count, article), *words])
+    return f"{text} wearing a {look.accessory}" if look.accessory else text
+
+
+def compose(description: Description) -> str:
+    """The caption that says exactly what ``description`` holds."""
+    text = " and ".join(phrase(look, count) for look, count in description.groups)
+    return f"{text} {_PHRASES[description.ground]}" if description.ground else text
+
+
+def change(description: Description, **attributes: str) -> Description:
+    """The description with attributes of its first animals, or the ground, replaced."""
+    ground = attributes.pop("ground", description.ground)
+    (look, count), *others = description.groups
+    return Description(((replace(look, **attributes), count), *others), ground)
+
+
+def forget(description: Description, rng: random.Random, keep: float = 0.65) -> Description:
+    """Leaves each attribute open with probability ``1 - keep``: how training captions are made.
+
+    One caption in twelve loses everything, down to "an animal".
+    """
+    if rng.random() < 1 / 12:
+        keep = 0.0
+
+    def some(value, share):
+        return value if rng.random() < share else None
+
+    groups = tuple(
+        (
+            Look(
+                some(look.species, min(1.0, keep * 1.35)),
+                some(look.color, keep),
+                some(look.coat, keep),
+                some(look.accessory, keep * 0.5),
+            ),
+            count,
+        )
+        for look, count in description.groups
+    )
+    return Description(groups, some(description.ground, keep * 1.2))
