@@ -1,0 +1,98 @@
+"""The training loop every stage shares: optimizer, moving average, clock, a state that resumes."""
+
+import copy
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+class Run:
+    """One stage's training: optimizer, moving average, clock, and a state that resumes."""
+
+    def __init__(self, name, model, args, rate, warmup=100, ema=0.999):
+        self.name, self.model, self.args = name, model, args
+        self.rate, self.warmup, self.decay = rate, warmup, ema
+        self.optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
+        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        self.step, self.seconds, self.samples = 0, 0.0, 0
+        self.path = args.work / f"{name}.safetensors"
+        if args.resume and self.path.exists():
+            self._load()
+
+    def _load(self):
+        state, meta = load_file(self.path), json.loads(self.path.with_suffix(".json").read_text())
+        for prefix, model in (("model.", self.model), ("ema.", self.average)):
+            model.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
+        for i, p in enumerate(self.model.parameters()):
+            if f"m.{i}" in state:
+                self.optimizer.state[p] = {
+                    "step": torch.tensor(float(meta["step"])),
+                    "exp_avg": state[f"m.{i}"].to(p),
+                    "exp_avg_sq": state[f"v.{i}"].to(p),
+                }
+        self.step, self.seconds, self.samples = meta["step"], meta["seconds"], meta["samples"]
+
+    def save(self, **figures):
+        """Writes the state so that a kill at any moment leaves the last one whole."""
+        state = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        state |= {f"ema.{k}": v for k, v in self.average.state_dict().items()}
+        for i, p in enumerate(self.model.parameters()):
+            if p in self.optimizer.state:
+                state[f"m.{i}"] = self.optimizer.state[p]["exp_avg"]
+                state[f"v.{i}"] = self.optimizer.state[p]["exp_avg_sq"]
+        state = {k: v.detach().clone().contiguous() for k, v in state.items()}
+        save_file(state, self.path.with_suffix(".part"))
+        self.path.with_suffix(".part").rename(self.path)
+        meta = {"step": self.step, "seconds": self.seconds, "samples": self.samples, **figures}
+        self.path.with_suffix(".json").write_text(json.dumps(meta))
+
+    def train(self, minutes: float, loss_of, every: float = 5.0, report=None):
+        """Minimises ``loss_of()`` for ``minutes``; the rate warms up, and falls along a cosine."""
+        start, before, shown, losses = time.time(), self.seconds, time.time(), []
+        while (passed := time.time() - start) < 60 * minutes:
+            share = passed / (60 * minutes)
+            rate = self.rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * min(1.0, (self.step + 1) / self.warmup)
+            loss, count = loss_of()
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.step, self.samples = self.step + 1, self.samples + count
+            decay = min(self.decay, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                for a, p in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                    a.lerp_(p, 1 - decay)
+            losses.append(loss.item())
+            if time.time() - shown > 60 * every:
+                self.seconds, shown = before + time.time() - start, time.time()
+                self._report(losses, report)
+                losses = []
+        self.seconds = before + time.time() - start
+        self._report(losses, report)
+
+    def _report(self, losses, report):
+        figures = report(self.average) if report else {}
+        self.save(**figures)
+        mean = sum(losses) / max(1, len(losses))
+        text = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
+        spent = f"step {self.step}  {self.seconds / 60:.1f} min"
+        print(f"{self.name}  {spent}  loss {mean:.4f}  {text}", flush=True)
+
+
+def save_grid(images: Tensor, path: Path, columns: int = 8):
+    """Writes images (n, 3, h, w) as one picture."""
+    from PIL import Image
+
+    images = images[: len(images) // columns * columns].float().clamp(0, 1).cpu()
+    sheet = rearrange(images, "(r c) k h w -> (r h) (c w) k", c=columns)
+    Image.fromarray((sheet * 255).round().byte().numpy()).save(path)
