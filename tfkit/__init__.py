@@ -1,0 +1,23 @@
+"""tfkit: diffusion features of video, to look at, measure and edit with (TokenFlow, ICLR 2024)."""
+
+from tfkit import menagerie
+from tfkit.correspondence import Field, nearest_neighbors
+from tfkit.diffusion import LatentDiffusion, NonFiniteError
+from tfkit.editing import Edit, edit
+from tfkit.inversion import invert, reconstruct
+from tfkit.loading import load
+from tfkit.methods import Plain, PlugAndPlay, SDEdit
+from tfkit.pca import TokenPCA
+from tfkit.propagation import ExtendedAttention, PerFrame, TokenFlow
+from tfkit.tokens import extract_tokens
+from tfkit.trajectory import Trajectory, open_trajectory
+from tfkit.video import Clip, read_video, write_video
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Clip", "Edit", "ExtendedAttention", "Field", "LatentDiffusion", "NonFiniteError", "PerFrame",
+    "Plain", "PlugAndPlay", "SDEdit", "TokenFlow", "TokenPCA", "Trajectory", "edit",
+    "extract_tokens", "invert", "load", "menagerie", "nearest_neighbors", "open_trajectory",
+    "read_video", "reconstruct", "write_video",
+]  # fmt: skip

@@ -1,0 +1,53 @@
+"""Nearest-neighbour fields between the tokens of two frames.
+
+gamma[p] = argmax_q cos(phi(x_i)[p], phi(x_k)[q])  (TokenFlow, eq. 4). The similarities are never
+held whole: memory is bounded by ``CHUNK`` values, whatever the number of tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+CHUNK = 2**24  # similarities held at a time: 64 MB in float32
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """For each query token, its nearest key (index) and their cosine similarity."""
+
+    index: Int[Tensor, "*batch n"]
+    similarity: Float[Tensor, "*batch n"]
+
+
+@torch.no_grad()
+def nearest_neighbors(query: Tensor, keys: Tensor) -> Field:
+    """The most cosine-similar key of each query token; the first of equals.
+
+    query: (n, d), keys: (m, d); leading batch dimensions, equal in both, are taken pairwise.
+    Raises ValueError where the shapes do not fit.
+    """
+    if query.ndim < 2 or query.ndim != keys.ndim or query.shape[:-2] != keys.shape[:-2]:
+        raise ValueError(
+            f"query {tuple(query.shape)} and keys {tuple(keys.shape)}: expected (n, d) and (m, d), "
+            "with the same leading dimensions if any"
+        )
+    if query.shape[-1] != keys.shape[-1] or not keys.shape[-2]:
+        raise ValueError(
+            f"query {tuple(query.shape)} and keys {tuple(keys.shape)}: expected tokens of one "
+            "width and at least one key"
+        )
+    query, keys = F.normalize(query, dim=-1), F.normalize(keys, dim=-1)
+    transposed = keys.transpose(-1, -2)
+    pairs = keys.shape[:-1].numel()  # similarities in one row of queries over the whole batch
+    rows = max(1, CHUNK // max(1, pairs))
+    best = [(part @ transposed).max(-1) for part in query.split(rows, dim=-2)]
+    return Field(torch.cat([b.indices for b in best], -1), torch.cat([b.values for b in best], -1))
+
+
+def follow(tokens: Float[Tensor, "*batch m d"], index: Int[Tensor, "*fewer n"]) -> Tensor:
+    """The tokens a field points to: (..., n, d); the field serves every leading dimension."""
+    index = index.expand(*tokens.shape[:-2], index.shape[-1])
+    return tokens.gather(-2, index.unsqueeze(-1).expand(*index.shape, tokens.shape[-1]))

@@ -1,0 +1,116 @@
+"""Keyframes, which of them serve a frame, and with what weights: pure functions on indices.
+
+"paper" follows section 4 of the paper; "reference" follows the authors' code where it differs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbors:
+    """The keyframes each frame takes its tokens from.
+
+    first, second: (f,) which of the keyframes (0 ... k-1); weight: (f,) of the first one;
+    blended: (f,) whether there is a second one at all.
+    """
+
+    first: Int[Tensor, " f"]
+    second: Int[Tensor, " f"]
+    weight: Float[Tensor, " f"]
+    blended: Bool[Tensor, " f"]
+
+    def to(self, device: torch.device) -> "Neighbors":
+        """The same on another device."""
+        return Neighbors(
+            *(x.to(device) for x in (self.first, self.second, self.weight, self.blended))
+        )
+
+
+def draw_keyframes(
+    frames: int, interval: int, steps: int, *, fixed: bool = False, seed: int = 0
+) -> Int[Tensor, "steps k"]:
+    """One keyframe in each interval, drawn anew at every step; the last interval may be shorter.
+
+    fixed: the middle of each interval, at every step.
+    """
+    starts = torch.arange(0, frames, interval)
+    lengths = (frames - starts).clamp(max=interval)
+    if fixed:
+        return (starts + lengths // 2).expand(steps, -1).clone()
+    generator = torch.Generator().manual_seed(seed)
+    offset = torch.rand(steps, len(starts), generator=generator, dtype=torch.float64) * lengths
+    return starts + offset.long()
+
+
+def check_keyframes(keyframes, frames: int, steps: int) -> Int[Tensor, "steps k"]:
+    """Given keyframes as (steps, k) indices; (k,) serves every step.
+
+    Raises ValueError unless they are whole numbers, inside the clip, and ascending in each step.
+    """
+    rows = torch.as_tensor(keyframes)
+    whole = not rows.is_floating_point() and rows.dtype != torch.bool
+    if not whole or rows.ndim not in (1, 2) or not rows.numel():
+        raise ValueError(
+            f"keyframes of shape {tuple(rows.shape)} and {rows.dtype}: expected whole numbers "
+            "(steps, k) or (k,)"
+        )
+    rows = rows.long().cpu().expand(steps, -1) if rows.ndim == 1 else rows.long().cpu()
+    if len(rows) != steps:
+        raise ValueError(
+            f"keyframes for {len(rows)} steps, but the edit takes {steps}; give (steps, k), or "
+            "(k,) for the same in every step"
+        )
+    if rows.min() < 0 or rows.max() >= frames:
+        raise ValueError(
+            f"keyframes span {int(rows.min())} to {int(rows.max())}: expected frame indices from 0 "
+            f"to {frames - 1}"
+        )
+    if (rows.diff(dim=1) <= 0).any():
+        bad = rows[(rows.diff(dim=1) <= 0).any(1)][0].tolist()
+        raise ValueError(f"keyframes {bad}: expected each step's in ascending order, none twice")
+    return rows
+
+
+def share(distance: Tensor, other: Tensor, blend: str) -> Float[Tensor, " f"]:
+    """Weight of the keyframe ``other`` is the distance to not, from the distances in frames.
+
+    The farther the other one, the more this one weighs: sigmoid(other / (distance + other)).
+    """
+    weight = other / (distance + other)
+    return torch.sigmoid(weight) if blend == "sigmoid" else weight
+
+
+def paper_neighbors(
+    frames: Int[Tensor, " f"], keyframes: Int[Tensor, " k"], blend: str = "sigmoid"
+) -> Neighbors:
+    """The keyframes around each frame, weighed by their true distance; one at either end."""
+    after = torch.searchsorted(keyframes, frames)
+    before = (torch.searchsorted(keyframes, frames, right=True) - 1).clamp(min=0)
+    after = torch.where(after == len(keyframes), before, after)
+    blended = before != after
+    near, far = (keyframes[after] - frames).abs(), (frames - keyframes[before]).abs()
+    near = torch.where(blended, near, 1)  # keeps the division defined where it is not used
+    weight = torch.where(blended, share(near.double(), far.double(), blend), 1.0)
+    return Neighbors(after, before, weight, blended)
+
+
+def reference_neighbors(
+    frames: Int[Tensor, " f"], total: int, interval: int, blend: str = "sigmoid"
+) -> Neighbors:
+    """Each frame's own interval's keyframe and the previous one's, as if in their middles.
+
+    The authors divide integers, so these weights have torch's default precision, float32.
+    """
+    own = frames // interval
+    previous = (own - 1).clamp(min=0)
+    length = (total - own * interval).clamp(max=interval)
+    to_own = (frames - own * interval - length // 2).abs()
+    to_previous = (frames - previous * interval - interval // 2).abs()
+    blended = own > 0
+    to_previous = torch.where(blended, to_previous, 1)
+    weight = torch.where(blended, share(to_own, to_previous, blend), 1.0)
+    return Neighbors(own, previous, weight, blended)

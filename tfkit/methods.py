@@ -1,0 +1,119 @@
+"""Image-editing methods: what holds an edited frame to its source, frame by frame.
+
+A method says at which step sampling starts, whether it reads the source branch, and what it
+changes in the UNet during a pass. None of them knows how frames are made consistent.
+"""
+
+import re
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from tfkit import hooks
+from tfkit.diffusion import LatentDiffusion
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What the denoising loop asks of a method."""
+
+    reads_source: bool
+
+    def first_step(self, steps: int) -> int:
+        """The first step to take: 0 starts from the noisiest latents."""
+        ...
+
+    def during(
+        self, model: LatentDiffusion, step: int, steps: int, frames: int
+    ) -> AbstractContextManager:
+        """A context around one pass over ``frames`` frames in every branch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Only the inverted noise and the prompt; nothing else holds the edit to its source."""
+
+    reads_source = False
+
+    def first_step(self, steps: int) -> int:
+        return 0
+
+    def during(self, model, step, steps, frames) -> AbstractContextManager:
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class SDEdit:
+    """Starts part of the way: ``start`` 1 is pure noise, 0 changes nothing (Meng et al. 2022).
+
+    Of the source's trajectory the last ``round(start * steps)`` steps are sampled anew.
+    """
+
+    start: float = 0.6
+
+    reads_source = False
+
+    def __post_init__(self):
+        _fraction("start", self.start)
+
+    def first_step(self, steps: int) -> int:
+        return steps - round(self.start * steps)
+
+    def during(self, model, step, steps, frames) -> AbstractContextManager:
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class PlugAndPlay:
+    """Injects the source's features into the edited branches (Tumanyan et al. 2023).
+
+    attention: share of the steps in which queries and keys of the decoder's self-attention are the
+    source's; convolution: share in which one residual block's output is. Both in [0, 1].
+    """
+
+    attention: float = 0.5
+    convolution: float = 0.8
+
+    reads_source = True
+
+    def __post_init__(self):
+        _fraction("attention", self.attention)
+        _fraction("convolution", self.convolution)
+
+    def first_step(self, steps: int) -> int:
+        return 0
+
+    def during(self, model, step, steps, frames) -> AbstractContextManager:
+        names = []
+        if step < int(steps * self.convolution):
+            names.append("up_blocks.1.resnets.1.conv2")
+        if step < int(steps * self.attention):
+            names += _queries_and_keys(model.unet)
+        return hooks.rewrite(model.unet, names, partial(from_source, frames=frames))
+
+
+def from_source(output: Tensor, frames: int) -> Tensor:
+    """Features (branches * f, ...) in which every branch has those of the first, the source."""
+    branches = len(output) // frames  # 1 where a layer computes the source branch alone
+    return output[:frames].repeat(branches, *[1] * (output.ndim - 1))
+
+
+def _queries_and_keys(unet) -> list[str]:
+    """Projections of the self-attention in decoder layers 4 to 11, as the paper counts them."""
+    inside = re.compile(r"up_blocks\.(1\.attentions\.[12]|[23]\.attentions\.\d+)\.")
+    layers = [name for name in hooks.self_attention(unet) if inside.match(name)]
+    if not layers:
+        raise ValueError(
+            "Plug-and-Play needs self-attention in the decoder (up_blocks 1 to 3), and this UNet "
+            "has none there; use tfkit.Plain()"
+        )
+    return [f"{name}.{part}" for name in layers for part in ("to_q", "to_k")]
+
+
+def _fraction(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name}={value!r}: expected a share of the steps, from 0 to 1")

@@ -1,0 +1,144 @@
+"""What makes the frames of an edit consistent: TokenFlow, joint attention, or nothing.
+
+A propagation says which keyframes it wants, gives the processor that computes self-attention, and
+orders the passes of one denoising step. It knows nothing of the editing method.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tfkit.attention import FlowAttention, JointAttention
+from tfkit.keyframes import draw_keyframes, paper_neighbors, reference_neighbors
+
+Pass = Callable[[Tensor], Tensor]  # frame indices (n,) -> their guided noise (n, c, h, w)
+
+
+@runtime_checkable
+class Propagation(Protocol):
+    """What the denoising loop asks of a propagation."""
+
+    reads_source: bool
+
+    def draw(self, frames: int, steps: int, seed: int) -> Int[Tensor, "steps k"] | None:
+        """The keyframes of each step, or None where there are none."""
+        ...
+
+    def attention(self, branches: int, source: bool) -> Any:
+        """The self-attention processor for the whole edit, or None for the model's own."""
+        ...
+
+    def predict(
+        self, run: Pass, attention: Any, frames: int, keyframes: Tensor | None, batch: int
+    ) -> Float[Tensor, "f c h w"]:
+        """The noise of every frame in one step, by passes of at most about ``batch`` frames."""
+        ...
+
+
+@dataclass(frozen=True)
+class PerFrame:
+    """Every frame for itself: what image editing does to a video."""
+
+    reads_source = False
+
+    def draw(self, frames, steps, seed) -> None:
+        return None
+
+    def attention(self, branches, source) -> None:
+        return None
+
+    def predict(self, run, attention, frames, keyframes, batch) -> Tensor:
+        return torch.cat([run(chunk) for chunk in torch.arange(frames).split(batch)])
+
+
+@dataclass(frozen=True)
+class ExtendedAttention:
+    """Joint attention: each frame attends to all frames (eq. 3). All of them in one pass."""
+
+    reads_source = False
+
+    def draw(self, frames, steps, seed) -> None:
+        return None
+
+    def attention(self, branches, source) -> JointAttention:
+        return JointAttention(branches, source)
+
+    def predict(self, run, attention, frames, keyframes, batch) -> Tensor:
+        return run(torch.arange(frames))
+
+
+@dataclass(frozen=True)
+class TokenFlow:
+    """Edits keyframes jointly and carries their tokens along the source's correspondences.
+
+    interval: frames for each keyframe. variant: "paper", or "reference" for what the authors'
+    code does (DESIGN: previous keyframe instead of the next, live source branch, middles).
+    field: tokens the correspondences are computed from, attn1's "output" or "input"; None is the
+    variant's own (paper: output, reference: input). blend: "sigmoid" as in eq. 5, or "linear".
+    keyframes: "random" in each interval at every step, or "fixed" in the middles.
+    """
+
+    interval: int = 8
+    variant: Literal["paper", "reference"] = "paper"
+    field: Literal["output", "input"] | None = None
+    blend: Literal["sigmoid", "linear"] = "sigmoid"
+    keyframes: Literal["random", "fixed"] = "random"
+
+    reads_source = True
+
+    def __post_init__(self):
+        if (
+            isinstance(self.interval, bool)
+            or not isinstance(self.interval, int)
+            or self.interval < 1
+        ):
+            raise ValueError(f"interval={self.interval!r}: expected a whole number of at least 1")
+        choices = {
+            "variant": ("paper", "reference"), "field": (None, "output", "input"),
+            "blend": ("sigmoid", "linear"), "keyframes": ("random", "fixed"),
+        }  # fmt: skip
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                options = ", ".join(repr(option) for option in allowed)
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {options}")
+
+    def draw(self, frames, steps, seed) -> Int[Tensor, "steps k"]:
+        fixed = self.keyframes == "fixed"
+        return draw_keyframes(frames, self.interval, steps, fixed=fixed, seed=seed)
+
+    def attention(self, branches, source) -> FlowAttention:
+        live = self.variant == "reference"
+        return FlowAttention(branches, self.field or ("input" if live else "output"), live)
+
+    def predict(self, run, attention, frames, keyframes, batch) -> Tensor:
+        attention.neighbors = None
+        noise = run(keyframes)
+        if self.variant == "paper":  # keyframes are done; the others follow
+            todo = (
+                torch.ones(frames, dtype=torch.bool).index_fill(0, keyframes, False).nonzero()[:, 0]
+            )
+        else:  # every frame is carried, the keyframes' own noise is dropped
+            self._check(frames, keyframes)
+            todo = torch.arange(frames)
+        out = noise.new_empty(frames, *noise.shape[1:])
+        out[keyframes] = noise
+        for chunk in todo.split(batch):
+            if self.variant == "paper":
+                near = paper_neighbors(chunk, keyframes, self.blend)
+            else:
+                near = reference_neighbors(chunk, frames, self.interval, self.blend)
+            attention.neighbors = near.to(noise.device)
+            out[chunk] = run(chunk)
+        return out
+
+    def _check(self, frames: int, keyframes: Tensor) -> None:
+        wanted = -(-frames // self.interval)
+        if len(keyframes) != wanted:
+            raise ValueError(
+                f"{len(keyframes)} keyframes: the reference variant takes one for each interval, "
+                f"{wanted} for {frames} frames at interval {self.interval}"
+            )
