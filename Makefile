@@ -1,0 +1,47 @@
+# Thin on purpose: setup_env.py makes .venv, everything else runs in it.
+
+# An existing .venv keeps its Python. For another one: make setup PYTHON=python3.12
+PYTHON ?= $(shell command -v .venv/bin/python || command -v python3.11 || command -v python3)
+WORKERS ?= 2
+# Handed on to the command, as in: make test ARGS="-k video", make lab ARGS=--no-browser
+ARGS ?=
+
+VENV_PYTHON := .venv/bin/python
+# One thread in each worker, or torch's threads fight over the cores. Notebooks run in this .venv,
+# whatever kernel they name, and must print again what they printed when they were committed.
+PYTEST = OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile \
+	--nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lab lint format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: ## Create or update .venv (seconds when it is up to date)
+	@$(PYTHON) setup_env.py
+
+demo: setup ## Film a clip, edit it with TokenFlow and per frame, compare the two
+	$(VENV_PYTHON) -m tfkit demo $(ARGS)
+
+test: lint ## Lint, then run all tests and notebooks but the slow tests
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: setup ## Run the slow tests (minutes, many GiB)
+	$(VENV_PYTHON) -m pytest -m slow $(ARGS)
+
+lab: setup ## Open JupyterLab on the notebooks
+	$(VENV_PYTHON) -m jupyterlab --notebook-dir=notebooks $(ARGS)
+
+lint: setup ## Check style and formatting
+	$(VENV_PYTHON) -m ruff check
+	$(VENV_PYTHON) -m ruff format --check
+
+format: setup ## Mend style and formatting
+	$(VENV_PYTHON) -m ruff check --fix
+	$(VENV_PYTHON) -m ruff format
+
+clean: ## Remove caches and builds (for a new environment: rm -rf .venv)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find tfkit tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) \
+		-prune -exec rm -rf {} +
