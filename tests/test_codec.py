@@ -1,0 +1,160 @@
+"""Files of all kinds: what comes back from them, upright and in the right colours."""
+
+import numpy as np
+import pytest
+import torch
+from clips import decibels, moving
+from PIL import Image
+
+from tfkit.video import Clip, read_video, to_uint8, video_bytes, write_video
+
+
+def save(folder, *images):
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "gif"])
+@pytest.mark.parametrize("h, w", [(32, 48), (31, 45)])
+def test_a_lossy_round_trip_stays_close(tmp_path, suffix, h, w):
+    frames = moving(h=h, w=w)
+    path = write_video(tmp_path / f"a.{suffix}", frames, fps=10)
+    back = read_video(str(path))
+    assert back.fps == 10 and len(back) == 6 and path == tmp_path / f"a.{suffix}"
+    even = suffix != "gif"
+    assert back.frames.shape[-2:] == (h + h % 2 * even, w + w % 2 * even)
+    assert decibels(back.frames[..., :h, :w], frames) > (32 if even else 29)
+    if even and h % 2:  # the doubled edge
+        assert decibels(back.frames[..., -1, :w], frames[..., -1, :]) > 25
+
+
+def test_a_folder_of_pngs_is_exact_to_a_byte(tmp_path):
+    frames = moving()
+    path = write_video(tmp_path / "new" / "frames", frames)
+    assert sorted(p.name for p in path.iterdir()) == [f"000{i}.png" for i in range(6)]
+    assert (read_video(path).frames - frames).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_equal_frames_still_count_in_a_gif(tmp_path):
+    still = moving(1).expand(5, -1, -1, -1)
+    assert len(read_video(write_video(tmp_path / "a.gif", still))) == 5
+
+
+def test_encoding_repeats_byte_by_byte(tmp_path):
+    clip = Clip(moving(), fps=5)
+    for _ in range(5):
+        torch.rand(torch.randint(90_000, ()))  # stir the heap: nothing unwritten may be read
+        assert video_bytes(clip) == video_bytes(clip) != video_bytes(clip, fps=6)
+    for name in ("a.mp4", "a.gif"):
+        first = write_video(tmp_path / name, clip).read_bytes()
+        assert write_video(tmp_path / name, clip).read_bytes() == first
+
+
+def turned(path, degrees):
+    """Mark an mp4 as turned: the matrix of its track header, as phones do it."""
+    a, b = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    matrix = np.array([[a, b, 0], [-b, a, 0], [0, 0, 1]], float)
+    fixed = (matrix * [2**16, 2**16, 2**30]).astype(">i4").tobytes()
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    data[at : at + 36] = fixed
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_phones_rotation_is_honoured(tmp_path, degrees):
+    corner = torch.zeros(2, 3, 32, 48)
+    corner[..., :16, :24] = 1  # upper left
+    path = write_video(tmp_path / "a.mp4", corner)
+    turned(path, degrees)
+    expected = torch.rot90(corner, -degrees // 90, (2, 3))  # clockwise, as the matrix says
+    assert decibels(read_video(path).frames, expected) > 25
+
+
+def test_images_come_in_natural_order_and_junk_is_passed_over(tmp_path):
+    for i in (1, 2, 10, 9):
+        Image.new("L", (4, 4), i).save(tmp_path / f"f{i}.png")
+    (tmp_path / "._f3.png").write_bytes(b"what macOS leaves")
+    (tmp_path / "notes.txt").write_text("no image")
+    frames = read_video(tmp_path).frames
+    assert (frames[:, 0, 0, 0] * 255).round().tolist() == [1, 2, 9, 10]
+
+
+@pytest.mark.parametrize("kind", ["jpg", "webp", "png"])
+def test_other_images_and_single_ones(tmp_path, kind):
+    pixels = next(to_uint8(moving(1)))
+    Image.fromarray(pixels).save(tmp_path / f"a.{kind}", quality=95)
+    for path in (tmp_path, tmp_path / f"a.{kind}"):
+        assert decibels(read_video(path).frames, moving(1)) > 28
+
+
+def test_alpha_is_laid_on_white(tmp_path):
+    rgba = np.zeros((4, 4, 4), np.uint8)
+    rgba[:2] = [255, 0, 0, 255]
+    rgba[3] = [0, 0, 0, 51]
+    frames = read_video(save(tmp_path / "rgba", rgba)).frames[0, :, :, 0].T
+    expected = [[1, 0, 0], [1, 0, 0], [1, 1, 1], [0.8, 0.8, 0.8]]
+    assert torch.allclose(frames, torch.tensor(expected), atol=1e-6)
+    (tmp_path / "p").mkdir()
+    palette = Image.new("P", (4, 4), 3)
+    palette.putpalette([9, 9, 9] * 8)
+    palette.save(tmp_path / "p" / "a.png", transparency=3)
+    palette.save(tmp_path / "a.gif", transparency=3)
+    assert read_video(tmp_path / "p").frames.min() == 1
+    assert read_video(tmp_path / "a.gif").frames.min() == 1
+
+
+def test_sixteen_bits_are_scaled_and_grey_becomes_rgb(tmp_path):
+    deep = np.array([[0, 65535], [32768, 13107]], np.uint16)
+    frame = read_video(save(tmp_path / "grey", deep)).frames
+    assert frame.shape == (1, 3, 2, 2)
+    assert torch.allclose(frame[0, 2], torch.tensor([[0, 1], [0.5, 0.2]]), atol=1e-4)
+    cv2 = pytest.importorskip("cv2")
+    (tmp_path / "rgb").mkdir()
+    cv2.imwrite(str(tmp_path / "rgb" / "0.png"), np.dstack([deep, deep // 2, 0 * deep]))
+    frame = read_video(tmp_path / "rgb").frames[0]
+    assert torch.allclose(frame[2], torch.tensor([[0, 1], [0.5, 0.2]]), atol=3e-3)
+    assert torch.allclose(frame[1], frame[2] / 2, atol=3e-3) and frame[0].max() == 0
+
+
+def test_an_exif_turn_is_honoured(tmp_path):
+    image = Image.new("RGB", (8, 4))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert read_video(tmp_path).frames.shape == (1, 3, 8, 4)
+
+
+def damaged(folder, what):
+    """Paths that cannot be read, each in its own way."""
+    path = folder / {"text": "a.txt", "image": "a.png"}.get(what, "a.mp4")
+    if what == "folder":
+        path.mkdir()
+    elif what == "sizes":
+        return save(folder / "s", np.zeros((4, 4, 3), np.uint8), np.zeros((4, 6, 3), np.uint8))
+    elif what == "half":
+        write_video(path, moving())
+        path.write_bytes(path.read_bytes()[:500])
+    elif what != "missing":
+        path.write_text("" if what == "empty" else "words\n" * 99)
+    return path
+
+
+@pytest.mark.parametrize(
+    "what, error, message",
+    [
+        ("missing", FileNotFoundError, r"a.mp4' does not exist \(looked from .*expected a video"),
+        ("folder", ValueError, r"the folder '.*' has no images; expected .png"),
+        ("sizes", ValueError, r"1.png' is 4x6 but '0.png' is 4x4; all images of a folder must"),
+        ("image", ValueError, r"a.png' cannot be read as an image: "),
+        ("half", ValueError, r"a.mp4' cannot be decoded \(.*\); is it a video, and complete"),
+        ("empty", ValueError, r"cannot be decoded"),
+        ("garbage", ValueError, r"cannot be decoded \(Invalid data"),
+        ("text", ValueError, r"a.txt' has no video in it; expected"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, what, error, message):
+    with pytest.raises(error, match=message):
+        read_video(damaged(tmp_path, what))

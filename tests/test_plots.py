@@ -1,0 +1,160 @@
+"""Figures: their size, their words, and that the pixels in them are those of the clips."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from clips import bare, decibels, moving
+from PIL import Image
+
+from tfkit import plots
+from tfkit.plots import contact_sheet, save, side_by_side, xt_slice, xt_slices
+from tfkit.video import Clip, read_video, resize, write_video
+
+CLIPS = {"source": Clip(moving(12)), "an edit of it": moving(12).flip(1)}
+
+
+def drawn(figure):
+    """The figure as it appears, (h, w, 3)."""
+    return np.asarray(Image.open(io.BytesIO(figure._repr_png_())).convert("RGB"))
+
+
+def words(figure):
+    return [text.get_text() for text in figure.texts]
+
+
+def test_a_contact_sheet_has_a_row_a_clip_and_numbers_on_top():
+    figure = contact_sheet(CLIPS, columns=4)
+    assert words(figure) == ["frame 0", "4", "7", "11", "source", "an edit of it"]
+    assert len(figure.axes) == 8
+    image = drawn(figure)
+    assert image.shape[1] <= 900 and image.shape[0] < image.shape[1]
+    assert image.std() > 20 and (image[:2] == 255).all()  # a picture on a white margin
+    assert words(contact_sheet(CLIPS, columns=3, every=5))[:3] == ["frame 0", "5", "10"]
+    assert words(contact_sheet({"a": moving(2)}))[:2] == ["frame 0", "1"]
+
+
+def test_a_contact_sheet_shows_the_frames_themselves():
+    figure = contact_sheet(CLIPS, columns=3)
+    middle = figure.axes[1]
+    box = middle.get_position()
+    image = drawn(figure)
+    h, w = image.shape[:2]
+    cell = image[round(h * (1 - box.y1)) : round(h * (1 - box.y0)) + 1]
+    cell = cell[1:-1, round(w * box.x0) + 1 : round(w * box.x1) - 1]
+    cell = torch.from_numpy(cell.copy()).permute(2, 0, 1)[None] / 255
+    assert decibels(resize(cell, (32, 48)), moving(12)[6:7]) > 25
+
+
+def test_pyplot_is_left_alone_and_long_labels_are_wrapped():
+    from matplotlib import pyplot
+
+    figure = contact_sheet({"edited frame by frame, with ControlNet": moving(1)})
+    assert pyplot.get_fignums() == []
+    assert words(figure)[-1] == "edited frame by\nframe, with\nControlNet"
+    assert (drawn(figure)[:, :4] == 255).all()  # nothing is cut off
+
+
+def test_large_and_portrait_frames_are_shrunk_without_aliasing():
+    stripes = (torch.arange(600) % 2).float().expand(1, 3, 900, 600)
+    image = drawn(contact_sheet({"a": stripes}))
+    inner = image[40:-20, image.shape[1] // 2 : -20]
+    assert abs(inner.mean() - 127.5) < 10 and inner.std() < 40
+
+
+@pytest.mark.parametrize("row", [0, 13, 31])
+def test_an_xt_slice_is_direct_indexing(row):
+    frames = moving(5)
+    assert torch.equal(xt_slice(Clip(frames), row), torch.stack(list(frames[:, :, row]), dim=1))
+
+
+def test_motion_is_slanted_and_flicker_horizontal():
+    frames = moving(16, w=48)
+    assert torch.allclose(
+        xt_slice(frames, 9)[0, 1:, 1:], xt_slice(frames, 9)[0, :-1, :-1], atol=1e-6
+    )
+
+
+def test_xt_slices_mark_their_row():
+    figure = xt_slices(CLIPS, row=20)
+    assert words(figure) == ["source", "an edit of it"]
+    pictures, slices = figure.axes[::2], figure.axes[1::2]
+    assert [a.lines[0].get_ydata()[0] for a in pictures] == [20, 20]
+    shown = slices[0].images[0].get_array() / 255
+    assert np.allclose(shown, xt_slice(CLIPS["source"], 20).permute(1, 2, 0), atol=0.003)
+    assert slices[0].get_xlabel() == "x →" and slices[0].get_ylabel() == "← frame"
+    assert drawn(figure).std() > 20
+    half = {"a": moving(3), "b": resize(moving(3), 16)}
+    assert [a.lines[0].get_ydata()[0] for a in xt_slices(half).axes[::2]] == [16, 8]
+
+
+def test_side_by_side_is_even_white_between_and_exact_within(tmp_path):
+    video = side_by_side(CLIPS, zoom=1)
+    f, c, h, w = video.shape
+    assert (f, c, h % 2, w % 2) == (12, 3, 0, 0)
+    gap, band = 4, 16
+    assert (h, w) == (band + 32 + gap, 2 * 48 + 3 * gap)
+    for clip, x in zip(CLIPS.values(), (gap, 2 * gap + 48), strict=True):
+        frames = clip.frames if isinstance(clip, Clip) else clip
+        assert torch.equal(video[..., band : band + 32, x : x + 48], frames)
+        assert video[0, :, :band, x : x + 48].min() < 0.5  # the label
+    assert (video[..., :gap] == 1).all() and (video[..., band + 32 :, :] == 1).all()
+    assert read_video(write_video(tmp_path / "a.mp4", video)).frames.shape == video.shape
+
+
+def test_small_clips_are_enlarged_and_others_fitted():
+    clips = {"a": moving(1, 32, 48), "b": moving(1, 65, 31, dtype=torch.float64)}
+    video = side_by_side(clips)
+    assert video.shape[2] > 256 and video.dtype == torch.float32
+    assert video.shape[3] == pytest.approx(48 * 8 + 31 * 256 / 65 + 24, abs=3)
+
+
+def test_a_label_wider_than_its_picture_is_cut():
+    font = plots.ImageFont.truetype(plots.FONT, 10)
+    assert plots._shortened("short", font, 100) == "short"
+    cut = plots._shortened("a very long label indeed", font, 60)
+    assert cut.endswith("…") and font.getlength(cut) <= 60
+
+
+@pytest.mark.parametrize(
+    "suffix, start", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
+def test_figures_are_saved_whole(tmp_path, suffix, start):
+    path = save(contact_sheet(CLIPS), tmp_path / "figures" / f"a.{suffix}", dpi=50)
+    assert path.read_bytes().startswith(start)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_figure_never_takes_the_place_of_a_folder(tmp_path):
+    (tmp_path / "mine.png").mkdir()
+    (tmp_path / "mine.png" / "a.txt").write_text("keep me")
+    with pytest.raises(OSError):
+        save(contact_sheet(CLIPS), tmp_path / "mine.png")
+    assert [p.name for p in tmp_path.rglob("*")] == ["mine.png", "a.txt"]
+
+
+@pytest.mark.parametrize(
+    "name, arguments, message",
+    [
+        ("contact_sheet", ([moving(2)],), r"clips is a list; expected {label: frames, ...}"),
+        ("contact_sheet", ({},), r"clips is a dict; expected {label: frames, ...}"),
+        ("contact_sheet", ({"a": moving(2), "b": moving(3)},), r"frames differ: {'a': 2, 'b': 3}"),
+        ("contact_sheet", ({"a": moving(2)[0]},), r"'a' has shape \(3, 32, 48\); expected"),
+        ("contact_sheet", ({"a": 255 * moving(2)},), r"'a' range from 0 to 255; expected \[0, 1\]"),
+        ("xt_slice", (moving(2), 32), r"row=32; expected 0 to 31"),
+        ("xt_slices", ({"a": moving(2)},), r"row=-1; expected 0 to 31"),
+        ("side_by_side", ({"a": moving(2)},), r"zoom=0; expected a whole number of at least 1"),
+        ("save", (None, "a.bmp"), r"'a.bmp' ends in '.bmp'; expected .png, .svg"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(name, arguments, message):
+    options = {"xt_slices": {"row": -1}, "side_by_side": {"zoom": 0}}.get(name, {})
+    with pytest.raises(ValueError, match=message):
+        bare(getattr(plots, name))(*arguments, **options)
+
+
+@pytest.mark.parametrize("options", [{"columns": 0}, {"every": 0}])
+def test_a_sheet_needs_columns(options):
+    with pytest.raises(ValueError, match=r"columns=.*, every=.*; expected 1 or more"):
+        contact_sheet(CLIPS, **options)

@@ -1,0 +1,186 @@
+"""Video files as numpy pixels, through PyAV and Pillow: what video.py reads from and writes to.
+
+Pixels are (h, w, 3) RGB or (h, w, 4) RGBA, uint8 or uint16, one frame at a time in both directions;
+only a GIF holds all its frames while it is written, for they share one palette.
+"""
+
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from io import BytesIO
+from numbers import Real
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, ImageOps
+
+DEFAULT_FPS = 8.0
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+# A decoded frame is converted only if it is wanted: frames before `start` are merely counted.
+Lazy = tuple[Callable[[], np.ndarray], float]
+
+
+def read(path: Path) -> Iterator[Lazy]:
+    """Yield (function giving the pixels, frames a second) for each frame; ValueError if damaged."""
+    is_images = path.is_dir() or path.suffix.lower() in IMAGES
+    return _read_images(path) if is_images else _read_movie(path)
+
+
+def _read_images(path: Path) -> Iterator[Lazy]:
+    paths = [path] if path.is_file() else [p for p in path.iterdir() if p.name[0] != "."]
+    paths = sorted((p for p in paths if p.suffix.lower() in IMAGES), key=_natural)
+    if not paths:
+        raise ValueError(f"the folder {str(path)!r} has no images; expected {' '.join(IMAGES)}")
+    first = None
+    for one in paths:
+        try:
+            with Image.open(one) as image:
+                pixels = _pixels(ImageOps.exif_transpose(image))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{str(one)!r} cannot be read as an image: {error}") from error
+        first = first or pixels.shape[:2]
+        if pixels.shape[:2] != first:
+            raise ValueError(
+                f"{str(one)!r} is {pixels.shape[0]}x{pixels.shape[1]} but {paths[0].name!r} is "
+                f"{first[0]}x{first[1]}; all images of a folder must have one size"
+            )
+        yield (lambda pixels=pixels: pixels), DEFAULT_FPS
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key: 2.png before 10.png."""
+    pieces = re.split(r"(\d+)", path.name.lower())
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
+        grey = np.asarray(image).clip(0, 65535).astype(np.uint16)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    clear = "A" in image.getbands() or "transparency" in image.info
+    return np.asarray(image.convert("RGBA" if clear else "RGB"))
+
+
+def _read_movie(path: Path) -> Iterator[Lazy]:
+    try:
+        with av.open(str(path)) as container:
+            # ffmpeg draws text files as a terminal would, which nobody means here
+            if not container.streams.video or container.format.name == "tty":
+                raise ValueError(f"{str(path)!r} has no video in it; expected a video or a GIF")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            fps = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+            aspect = stream.sample_aspect_ratio
+            for frame in container.decode(stream):
+                yield (lambda frame=frame: _decoded(frame, aspect)), fps
+    except av.error.FFmpegError as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be decoded ({error.strerror}); "
+            "is it a video, and complete and undamaged?"
+        ) from error
+
+
+def _decoded(frame: av.VideoFrame, aspect: Fraction | None) -> np.ndarray:
+    """A frame upright, as its rotation mark says, and with its pixels square."""
+    clear = frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
+    width = round(frame.width * aspect) if aspect else frame.width
+    pixels = frame.to_ndarray(format="rgba" if clear else "rgb24", width=width)
+    return np.rot90(pixels, round(frame.rotation / 90))
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place when all went well, and vanishes if not.
+
+    A folder takes the place of a folder, whole; a file never takes that of a folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    temporary, old = (path.with_name(f".{kind}-{mark}-{path.name}") for kind in ("new", "old"))
+    try:
+        yield temporary
+        if temporary.is_dir() and path.is_dir():  # os.replace refuses a folder with files in it
+            os.replace(path, old)
+        os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_movie(target: Path | BytesIO, frames: Iterable, fps: Real, crf: int) -> None:
+    """H.264 in yuv420p (BT.709), which every browser plays; the same frames give the same bytes.
+
+    4:2:0 needs even sides: an odd one gets its last row or column twice, so that nothing is lost.
+    """
+    suffix = target.suffix.lower() if isinstance(target, Path) else None
+    kind = {".mkv": "matroska", ".mov": "mov"}.get(suffix, "mp4")
+    # the index moves to the front, so that a page plays at once; a buffer in memory cannot do that
+    options = {"movflags": "+faststart"} if suffix and suffix != ".mkv" else {}
+    with av.open(str(target) if suffix else target, "w", format=kind, options=options) as out:
+        # Equal bytes for equal frames: mbtree reads memory it never wrote where the width is no
+        # multiple of 64, and the result depends on the number of threads, so not on the machine's.
+        settings = {"crf": str(crf), "x264-params": "mbtree=0"}
+        stream = out.add_stream("libx264", rate=_rate(fps), options=settings)
+        stream.codec_context.thread_count = 1
+        stream.pix_fmt = "yuv420p"
+        for name in ("colorspace", "color_primaries", "color_trc", "color_range"):
+            setattr(stream.codec_context, name, 1)  # BT.709, limited range
+        for pixels in frames:
+            h, w = pixels.shape[:2]
+            pixels = np.pad(pixels, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge")
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = pixels.shape[:2]
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            out.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
+        out.mux(stream.encode(None))
+
+
+def write_gif(target: Path, frames: Iterable, fps: Real) -> None:
+    """A looping GIF, 256 colours for all frames; its clock ticks in hundredths of a second."""
+    tick, graph, source = 1 / _rate(fps), av.filter.Graph(), None
+    with av.open(str(target), "w", format="gif") as out:
+        stream = out.add_stream("gif", rate=_rate(fps))
+        for i, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts, frame.time_base = i, tick
+            if source is None:
+                stream.height, stream.width, stream.pix_fmt = frame.height, frame.width, "pal8"
+                source = graph.add_buffer(
+                    None, frame.width, frame.height, frame.format, time_base=tick
+                )
+                names = "split", "palettegen", "paletteuse", "buffersink"
+                split, make, use, sink = (graph.add(name) for name in names)
+                source.link_to(split)
+                split.link_to(make, 0, 0)
+                split.link_to(use, 1, 0)
+                make.link_to(use, 0, 1)
+                use.link_to(sink)
+                graph.configure()
+            graph.push(frame)
+        graph.push(None)
+        for _ in range(i + 1):
+            out.mux(stream.encode(graph.pull()))
+        out.mux(stream.encode(None))
+
+
+def write_images(target: Path, frames: Iterable) -> None:
+    """A folder of PNGs, 0000.png and so on."""
+    target.mkdir()
+    for i, pixels in enumerate(frames):
+        Image.fromarray(pixels).save(target / f"{i:04d}.png")
+
+
+def _rate(fps: Real) -> Fraction:
+    return Fraction(fps).limit_denominator(1001)

@@ -1,0 +1,205 @@
+"""Static pictures of clips, in one style: contact sheets, x-t slices, videos side by side.
+
+Every function takes {label: frames} with frames (f, 3, h, w) in [0, 1] or Clips. Figures are
+matplotlib's, but unknown to pyplot: there is nothing to close, and Jupyter draws one once, as the
+value of its cell. `save` writes them. Only the frames that are shown are copied.
+"""
+
+import io
+import os
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+from textwrap import wrap
+
+import matplotlib
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from matplotlib.patheffects import Normal, Stroke
+from matplotlib.textpath import TextPath
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from tfkit.codec import replacing
+from tfkit.video import as_frames, resize, to_uint8
+
+INK, QUIET, MARK = "#222222", "#777777", "#D55E00"  # vermilion: safe for the colour-blind
+WIDTH = 9.0  # inches; at 100 dots an inch the column of a notebook or a README
+GAP = 0.05  # between pictures
+FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")  # comes with matplotlib
+FORMATS = (".png", ".svg", ".pdf", ".jpg", ".webp")
+
+
+class Sheet(Figure):
+    """A figure that shows itself in Jupyter even where pyplot was never imported."""
+
+    def _repr_png_(self) -> bytes:
+        memory = io.BytesIO()
+        self.savefig(memory, format="png")
+        return memory.getvalue()
+
+
+def contact_sheet(clips: Mapping, *, columns: int = 8, every: int | None = None) -> Figure:
+    """Rows of frames, one row a clip, labelled on the left and numbered on top.
+
+    columns: how many frames at most. every: frames 0, every, 2 every ...; None spreads them evenly
+    from the first to the last. All clips have the same number of frames.
+    """
+    clips, f = _equally_long(clips)
+    if columns < 1 or (every is not None and every < 1):
+        raise ValueError(f"columns={columns!r}, every={every!r}; expected 1 or more of each")
+    if every is None:
+        chosen = np.linspace(0, f - 1, min(columns, f)).round().astype(int).tolist()
+    else:
+        chosen = list(range(0, f, every))[:columns]
+    labels = ["\n".join(wrap(label, 16)) for label in clips]
+    left = 0.2 + max((_text_width(line, 10) for x in labels for line in x.split("\n")), default=0)
+    cell = min(1.7, (WIDTH - left - GAP) / len(chosen) - GAP)
+    heights = [cell * x.shape[2] / x.shape[3] for x in clips.values()]
+    top = 0.24
+    width = left + len(chosen) * (cell + GAP)
+    height = top + sum(heights) + GAP * len(heights)
+    figure = _figure(width, height)
+    for i, column in zip(chosen, range(len(chosen)), strict=True):
+        x = left + column * (cell + GAP) + cell / 2
+        number = f"frame {i}" if column == 0 and cell > 0.6 else str(i)
+        _write(figure, x, height - top + 0.07, number, QUIET, 8, ha="center", va="bottom")
+    y = height - top
+    for label, frames, tall in zip(labels, clips.values(), heights, strict=True):
+        y -= tall
+        _write(figure, left - 0.08, y + tall / 2, label, INK, 10, ha="right", va="center")
+        for column, i in enumerate(chosen):
+            _image(figure, left + column * (cell + GAP), y, cell, tall, frames[i : i + 1])
+        y -= GAP
+    return figure
+
+
+def xt_slice(frames, row: int) -> Float[Tensor, "3 f w"]:
+    """One row of pixels over time: the picture's x runs right, time runs down."""
+    frames = as_frames(frames)
+    if not 0 <= row < frames.shape[2]:
+        raise ValueError(f"row={row!r}; expected 0 to {frames.shape[2] - 1}, a row of the frames")
+    return frames[:, :, row].transpose(0, 1)
+
+
+def xt_slices(clips: Mapping, *, row: int | None = None) -> Figure:
+    """The same row of each clip over time, under its first frame with the row marked.
+
+    What moves draws slanted stripes; flicker shows as horizontal bands. row: from the top, in the
+    first clip's pixels (None: the middle one); in clips of another height the row at that place.
+    """
+    clips, f = _equally_long(clips)
+    reference = next(iter(clips.values())).shape[2]
+    row = reference // 2 if row is None else row
+    if not 0 <= row < reference:
+        raise ValueError(f"row={row!r}; expected 0 to {reference - 1}, a row of the frames")
+    left, gap, top, bottom = 0.42, 0.12, 0.3, 0.28
+    cell = min(3.0, (WIDTH - left) / len(clips) - gap)
+    tall = [cell * x.shape[2] / x.shape[3] for x in clips.values()]
+    time = 0.75 * cell
+    height = top + max(tall) + gap + time + bottom
+    figure = _figure(left + len(clips) * (cell + gap), height)
+    for column, ((label, frames), high) in enumerate(zip(clips.items(), tall, strict=True)):
+        x, here = left + column * (cell + gap), row * frames.shape[2] // reference
+        _write(figure, x, height - top + 0.08, label, INK, 10, ha="left", va="bottom")
+        axes = _image(figure, x, bottom + time + gap, cell, high, frames[:1])
+        line = axes.axhline(here, color=MARK, linewidth=1.5)
+        line.set_path_effects([Stroke(linewidth=3.2, foreground="white"), Normal()])
+        axes = _image(figure, x, bottom, cell, time, xt_slice(frames, here)[None], "nearest")
+        axes.set_axis_on()
+        axes.set(frame_on=False, xticks=[], yticks=[0, f - 1] if column == 0 and f > 1 else [])
+        axes.tick_params(length=0, pad=3, labelsize=8, labelcolor=QUIET)
+        axes.set_xlabel("x →", color=QUIET, fontsize=8, labelpad=3)
+        if column == 0:
+            axes.set_ylabel("← frame", color=QUIET, fontsize=8, labelpad=-2)
+    return figure
+
+
+def side_by_side(clips: Mapping, *, zoom: int | None = None) -> Float[Tensor, "f 3 h w"]:
+    """The clips next to each other as one video, labels above: frames for `write_video`.
+
+    zoom: each is enlarged by this whole number (None: what brings the first to 256 pixels or more);
+    clips of another height are fitted to the first's. Height and width come out even.
+    """
+    clips, f = _equally_long(clips)
+    h = next(iter(clips.values())).shape[2]
+    zoom = -(-256 // h) if zoom is None else zoom
+    if zoom < 1:
+        raise ValueError(f"zoom={zoom!r}; expected a whole number of at least 1")
+    high = h * zoom
+    widths = [round(x.shape[3] * high / x.shape[2]) for x in clips.values()]
+    gap, band = max(4, high // 64 * 2), max(16, high // 20 * 2)  # even: chroma edges stay sharp
+    font = ImageFont.truetype(FONT, round(band * 0.54))
+    height, width = band + high + gap, sum(widths) + gap * (len(widths) + 1)
+    height, width = height + height % 2, width + width % 2
+    page = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(page)
+    starts = np.cumsum([gap] + [w + gap for w in widths[:-1]]).tolist()
+    for label, x, w in zip(clips, starts, widths, strict=True):
+        draw.text((x, band * 0.54), _shortened(label, font, w), INK, font, anchor="lm")
+    out = torch.from_numpy(np.array(page)).float().div(255).permute(2, 0, 1)
+    out = out.expand(f, -1, -1, -1).clone()
+    for frames, x, w in zip(clips.values(), starts, widths, strict=True):
+        for i in range(f):
+            out[i, :, band : band + high, x : x + w] = resize(frames[i : i + 1].float(), (high, w))
+    return out
+
+
+def save(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> Path:
+    """Write a figure to a .png, .svg, .pdf, .jpg or .webp, which appears only once complete."""
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{str(path)!r} ends in {path.suffix!r}; expected {', '.join(FORMATS)}")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.lower()[1:], dpi=dpi)
+    return path
+
+
+def _equally_long(clips) -> tuple[dict[str, Tensor], int]:
+    """The frames of each clip and how many there are; ValueError if that differs."""
+    if not isinstance(clips, Mapping) or not clips:
+        raise ValueError(f"clips is a {type(clips).__name__}; expected {{label: frames, ...}}")
+    frames = {str(label): as_frames(x, repr(label)).detach() for label, x in clips.items()}
+    for label, x in frames.items():
+        to_uint8(x, repr(label))  # for its complaints about NaN and values outside [0, 1]
+    lengths = {label: len(x) for label, x in frames.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"numbers of frames differ: {lengths}; expected one number for all")
+    return frames, min(lengths.values())
+
+
+def _figure(width: Real, height: Real) -> Figure:
+    return Sheet(figsize=(width, height), dpi=100, facecolor="white")
+
+
+def _image(figure, x, y, width, height, frame, smoothing: str = "lanczos"):
+    """Draw a frame (1, 3, h, w) into a rectangle in inches; its pixels are the axes' units."""
+    fine = tuple(max(1, round(side * 300)) for side in (height, width))
+    if smoothing == "lanczos" and frame.shape[2] > fine[0]:  # matplotlib would alias
+        frame = resize(frame, fine)
+    (wide, high), (pixels,) = figure.get_size_inches(), to_uint8(frame)
+    axes = figure.add_axes((x / wide, y / high, width / wide, height / high))
+    axes.imshow(pixels, interpolation=smoothing, aspect="auto")
+    axes.set_axis_off()
+    return axes
+
+
+def _write(figure, x, y, words, color, size, **alignment) -> None:
+    wide, high = figure.get_size_inches()
+    figure.text(x / wide, y / high, words, color=color, fontsize=size, **alignment)
+
+
+def _text_width(words: str, size: Real) -> float:
+    """In inches."""
+    return TextPath((0, 0), words, size=size).get_extents().width / 72 if words.strip() else 0
+
+
+def _shortened(label: str, font: ImageFont.FreeTypeFont, width: Real) -> str:
+    """The label, cut with an ellipsis where it is wider than its picture."""
+    short = label
+    while font.getlength(short) > width and len(short) > 1:
+        label = label[:-1]
+        short = label.rstrip() + "…"
+    return short

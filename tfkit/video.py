@@ -1,0 +1,303 @@
+"""Clips: reading, writing, resizing and showing video, as frames (f, 3, h, w) in [0, 1].
+
+Everything is float32 in memory: 512 x 512 costs 3 MB a frame. Reading resizes frame by frame, so a
+long or large video costs what is kept of it; writing converts one frame at a time.
+"""
+
+import base64
+import html
+import io
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tfkit import codec
+from tfkit.codec import DEFAULT_FPS
+
+MOVIES = (".mp4", ".mov", ".mkv", ".m4v")
+TRUTH = ("flow", "visible", "parts", "mask", "depth")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Clip:
+    """A video with what is known of it; the ground truth is None where there is none.
+
+    frames (f, 3, h, w) in [0, 1]; fps in frames a second; flow (f-1, 2, h, w) in pixels (x, y)
+    from frame i to i+1; visible (f-1, h, w): neither occluded nor leaving on that way; parts
+    (f, h, w) labels; mask (f, h, w) foreground; depth (f, h, w): which animal, 0 for the ground,
+    larger is nearer.
+
+    `len(clip)` counts frames, `clip[i]` is one frame (3, h, w), `clip[a:b]` a clip whose truth is
+    sliced along. With a step (`clip[::2]`) flow and visible are dropped, for they hold between
+    neighbours only, and fps is divided by the step.
+    """
+
+    frames: Float[Tensor, "f 3 h w"]
+    fps: Real = DEFAULT_FPS
+    caption: str = ""
+    flow: Float[Tensor, "f-1 2 h w"] | None = None
+    visible: Bool[Tensor, "f-1 h w"] | None = None
+    parts: Int[Tensor, "f h w"] | None = None
+    mask: Bool[Tensor, "f h w"] | None = None
+    depth: Int[Tensor, "f h w"] | None = None
+
+    def __post_init__(self):
+        f, _, h, w = as_frames(self.frames).shape
+        _check_fps(self.fps)
+        for name in TRUTH:
+            value = getattr(self, name)
+            between = name in ("flow", "visible")
+            expected = (f - between, *((2,) if name == "flow" else ()), h, w)
+            if value is not None and tuple(value.shape) != expected:
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)}; {f} frames of {h}x{w} need {expected}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index):
+        if not isinstance(index, slice):
+            return self.frames[index]
+        start, stop, step = index.indices(len(self))
+        if step < 1 or stop <= start:
+            raise ValueError(
+                f"clip[{start}:{stop}:{step}] of {len(self)} frames: expected at least one frame "
+                "and a step of 1 or more"
+            )
+        known = {name: getattr(self, name) for name in TRUTH}
+        known = {name: value for name, value in known.items() if value is not None}
+        for name in known.keys() & {"flow", "visible"}:
+            known[name] = known[name][start : stop - 1] if step == 1 else None
+        for name in known.keys() - {"flow", "visible"}:
+            known[name] = known[name][index]
+        return Clip(self.frames[index], self.fps / step, self.caption, **known)
+
+    def __repr__(self) -> str:
+        f, _, h, w = self.frames.shape
+        known = ", ".join(name for name in TRUTH if getattr(self, name) is not None)
+        caption = f", {self.caption!r}" if self.caption else ""
+        truth = f", knows {known}" if known else ""
+        return f"Clip({f} frames of {h}x{w} at {self.fps:g} fps{caption}{truth})"
+
+    def _repr_html_(self) -> str:
+        return _player(self, caption=self.caption)
+
+
+def as_frames(frames, name: str = "frames") -> Float[Tensor, "f 3 h w"]:
+    """Frames of a clip or the tensor itself, (f, 3, h, w), f >= 1; ValueError for anything else."""
+    frames = frames.frames if isinstance(frames, Clip) else frames
+    if not isinstance(frames, Tensor):
+        raise ValueError(
+            f"{name} is a {type(frames).__name__}; expected a Clip or a torch tensor (f, 3, h, w)"
+        )
+    if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(frames.shape)}; expected (f, 3, h, w) with at least one frame"
+        )
+    if not frames.is_floating_point():
+        raise ValueError(f"{name} is {frames.dtype}; expected floats in [0, 1] (uint8: x / 255)")
+    return frames
+
+
+def to_uint8(frames, name: str = "frames") -> Iterator[np.ndarray]:
+    """Frames in [0, 1] as (h, w, 3) bytes, one at a time; up to 1e-3 outside [0, 1] is rounding.
+
+    NaN, infinity and values further out raise ValueError here, before the first frame is taken.
+    """
+    frames = as_frames(frames, name).detach()
+    low, high = (x.item() for x in torch.aminmax(frames))
+    if not math.isfinite(low + high):
+        bad = [i for i, frame in enumerate(frames) if not frame.isfinite().all()]
+        raise ValueError(f"{name} hold NaN or infinity, first in frame {bad[0]}; expected [0, 1]")
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise ValueError(
+            f"{name} range from {low:.4g} to {high:.4g}; expected [0, 1]"
+            " (from [-1, 1]: x / 2 + 0.5; from [0, 255]: x / 255; or clamp them)"
+        )
+
+    def convert(frame: Tensor) -> np.ndarray:
+        return (frame.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+    return map(convert, frames)
+
+
+def resize(frames: Clip | Tensor, size: int | tuple[int, int]) -> Float[Tensor, "f 3 h w"]:
+    """Resize frames to `size`, bicubic and antialiased, clamped to [0, 1].
+
+    size: (h, w) exactly, or an int for the shorter side, keeping the aspect. Any float dtype.
+    """
+    frames = as_frames(frames)
+    size = _target(size, *frames.shape[-2:])
+    if size == tuple(frames.shape[-2:]):
+        return frames
+    # half precision has no antialiased kernel on every device
+    wide = frames if frames.dtype == torch.float64 else frames.float()
+    wide = F.interpolate(wide, size, mode="bicubic", antialias=True, align_corners=False)
+    return wide.clamp(0, 1).to(frames.dtype)
+
+
+def _target(size, h: int, w: int) -> tuple[int, int]:
+    """The (h, w) that `size` asks of frames of h x w."""
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (size,)
+    if len(sides) > 2 or any(not isinstance(n, Integral) or n < 1 for n in sides) or not sides:
+        raise ValueError(f"size={size!r}; expected a positive integer (the shorter side) or (h, w)")
+    if len(sides) == 2:
+        return sides
+    return tuple(max(1, round(side * sides[0] / min(h, w))) for side in (h, w))
+
+
+def _check_fps(fps) -> None:
+    if not isinstance(fps, Real) or not 0 < fps <= 1000:
+        raise ValueError(f"fps={fps!r}; expected frames a second, more than 0 and at most 1000")
+
+
+def read_video(
+    path: str | os.PathLike,
+    *,
+    frames: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    start: int = 0,
+) -> Clip:
+    """Read an mp4 (mov, webm, ...), a GIF, or a folder of images in natural order.
+
+    frames: how many at most, from frame `start` on (None: all). size: (h, w) exactly, or an int for
+    the shorter side; None keeps the pixels. Rotation marks are honoured, pixels made square, alpha
+    is laid on white. Images carry no rate and get 8 fps. Decoding ends with the last frame wanted.
+    FileNotFoundError for a missing path, ValueError for whatever cannot be read as asked.
+    """
+    path = Path(path).expanduser()
+    if frames is not None and (not isinstance(frames, Integral) or frames < 1):
+        raise ValueError(f"frames={frames!r}; expected an integer of at least 1, or None for all")
+    if not isinstance(start, Integral) or start < 0:
+        raise ValueError(f"start={start!r}; expected the first frame's number, 0 or more")
+    if size is not None:
+        _target(size, 1, 1)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{str(path)!r} does not exist (looked from {os.getcwd()!r}); "
+            "expected a video, a GIF or a folder of images"
+        )
+    kept, seen, fps = [], 0, DEFAULT_FPS
+    with closing(codec.read(path)) as source:
+        for pixels, rate in source:
+            fps, seen = rate, seen + 1
+            if seen <= start:
+                continue
+            frame = _unit(pixels())[None]
+            kept.append(frame if size is None else resize(frame, size))
+            if len(kept) == frames:
+                break
+    if not seen:
+        raise ValueError(f"{str(path)!r} holds no frames; is the file complete?")
+    if not kept:
+        raise ValueError(f"start={start} lies beyond the end: {str(path)!r} has {seen} frames")
+    out = torch.empty(len(kept), *kept[0].shape[1:])
+    for i in range(len(kept)):  # one by one, so that the clip is never in memory twice
+        out[i], kept[i] = kept[i][0], None
+    return Clip(out, fps)
+
+
+def _unit(pixels: np.ndarray) -> Float[Tensor, "3 h w"]:
+    """Integers as float32 in [0, 1], an alpha channel laid on white."""
+    unit = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
+    unit = torch.from_numpy(unit).permute(2, 0, 1)
+    return unit if len(unit) == 3 else unit[:3] * unit[3:] + (1 - unit[3:])
+
+
+def write_video(
+    path: str | os.PathLike, frames: Clip | Tensor, fps: Real | None = None, *, crf: int = 18
+) -> Path:
+    """Write frames (f, 3, h, w) in [0, 1] to an mp4, a GIF (by suffix) or a folder of PNGs (none).
+
+    fps: None takes the clip's own, or 8. crf: 0 (best) to 51; 6 more halve the size of an mp4.
+    H.264 needs even sides: the last row or column of an odd one is doubled. Missing parent folders
+    are made; the path appears only once it is complete, and a folder of numbered PNGs is replaced.
+    ValueError for other shapes, NaN, values outside [0, 1], or a suffix that is not one of these.
+    """
+    path = check_output(path)
+    suffix = path.suffix.lower()
+    fps, pixels = _to_write(frames, fps, crf)
+    with codec.replacing(path) as temporary:
+        if suffix in MOVIES:
+            codec.write_movie(temporary, pixels, fps, crf)
+        elif suffix == ".gif":
+            codec.write_gif(temporary, pixels, fps)
+        else:
+            codec.write_images(temporary, pixels)
+    return path
+
+
+def check_output(path: str | os.PathLike) -> Path:
+    """The path if `write_video` can write there; ValueError if not. For asking before long work."""
+    path = Path(path).expanduser()
+    suffix = path.suffix.lower()
+    if suffix not in (*MOVIES, ".gif", ""):
+        raise ValueError(
+            f"{str(path)!r} ends in {suffix!r}; expected {', '.join(MOVIES)}, .gif, "
+            "or no suffix for a folder of PNGs"
+        )
+    if path.is_dir() and (suffix or not all(_NUMBERED.fullmatch(p.name) for p in path.iterdir())):
+        raise ValueError(f"{str(path)!r} is a folder with other things in it; expected a new path")
+    return path
+
+
+_NUMBERED = re.compile(r"\d{4,}\.png")
+
+
+def _to_write(frames, fps, crf) -> tuple[Real, Iterator[np.ndarray]]:
+    """The rate and the frames as bytes, all of them checked before a file is touched."""
+    if not isinstance(crf, Integral) or not 0 <= crf <= 51:
+        raise ValueError(f"crf={crf!r}; expected an integer from 0 (lossless) to 51 (smallest)")
+    if fps is None:
+        fps = frames.fps if isinstance(frames, Clip) else DEFAULT_FPS
+    _check_fps(fps)
+    return fps, to_uint8(frames)
+
+
+def video_bytes(frames: Clip | Tensor, fps: Real | None = None, *, crf: int = 26) -> bytes:
+    """The mp4 of `write_video`, in memory, for a page to embed; equal frames give equal bytes."""
+    fps, pixels = _to_write(frames, fps, crf)
+    memory = io.BytesIO()
+    codec.write_movie(memory, pixels, fps, crf)
+    return memory.getvalue()
+
+
+def show(frames: Clip | Tensor, fps: Real | None = None, *, caption: str | None = None):
+    """Play frames in a notebook: an IPython HTML object, waiting for the reader to press play.
+
+    Embedded with at most 384 pixels on the shorter side; small clips are shown enlarged.
+    """
+    from IPython.display import HTML  # only where there is a notebook
+
+    return HTML(_player(frames, fps, caption))
+
+
+def _player(frames: Clip | Tensor, fps: Real | None = None, caption: str | None = None) -> str:
+    if isinstance(frames, Clip):
+        fps, caption = fps or frames.fps, frames.caption if caption is None else caption
+    pixels = as_frames(frames)
+    if min(pixels.shape[-2:]) > 384:
+        pixels = resize(pixels, 384)
+    f, _, h, w = pixels.shape
+    zoom = max(1, round(256 / min(h, w)))
+    words = html.escape(caption or "")
+    label = html.escape(f"Video of {f} frames" + (f": {caption}" if caption else ""))
+    data = base64.b64encode(video_bytes(pixels, fps)).decode()
+    return (
+        f'<figure style="margin:0"><video controls loop muted playsinline aria-label="{label}"'
+        f' width="{w * zoom}" height="{h * zoom}" style="max-width:100%;height:auto">'
+        f'<source src="data:video/mp4;base64,{data}" type="video/mp4"></video>'
+        f"<figcaption>{words}</figcaption></figure>"
+    )
