@@ -1,0 +1,73 @@
+"""Shared set-up: no network, checked annotations, threads that fit xdist, a few small pipelines."""
+
+import os
+from pathlib import Path
+
+# Before anything of Hugging Face is imported: a test must never reach for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+# Each xdist worker takes its share of the cores; processes that tests start inherit it.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
+
+import jaxtyping  # noqa: E402
+
+# Before tfkit is imported: every annotated shape and type is then checked at run time.
+jaxtyping.install_import_hook("tfkit", "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes or many GiB of memory")
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations go unchecked in this test: a user's mistake meets the function's own message."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture(scope="session")
+def device():
+    """Where models run: TFKIT_TEST_DEVICE, else a GPU if there is one."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(os.environ.get("TFKIT_TEST_DEVICE", default))
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory):
+    """A small random Stable Diffusion 1.x that predicts noise; read only."""
+    from pipelines import make_pipeline  # diffusers takes seconds to import: only where needed
+
+    return make_pipeline(tmp_path_factory.mktemp("pipelines") / "epsilon")
+
+
+@pytest.fixture(scope="session")
+def v_pipeline_folder(tmp_path_factory):
+    """A small random Stable Diffusion 2.x that predicts v; read only."""
+    from pipelines import make_pipeline
+
+    folder = tmp_path_factory.mktemp("pipelines") / "v"
+    return make_pipeline(folder, prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="session")
+def wolf():
+    """The authors' test video, where this checkout has it beside itself."""
+    path = REPOSITORY.parent / "shared" / "data" / "wolf.mp4"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    return path
