@@ -39,7 +39,8 @@ def nearest_neighbors(query: Tensor, keys: Tensor) -> Field:
             f"query {tuple(query.shape)} and keys {tuple(keys.shape)}: expected tokens of one "
             "width and at least one key"
         )
-    query, keys = F.normalize(query, dim=-1), F.normalize(keys, dim=-1)
+    tiny = torch.finfo(keys.dtype).tiny  # the default would vanish in float16
+    query, keys = (F.normalize(x, dim=-1, eps=tiny) for x in (query, keys))
     transposed = keys.transpose(-1, -2)
     pairs = keys.shape[:-1].numel()  # similarities in one row of queries over the whole batch
     rows = max(1, CHUNK // max(1, pairs))

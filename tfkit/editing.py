@@ -45,7 +45,7 @@ def edit(
     prompt: str,
     *,
     negative_prompt: str = "",
-    guidance: float = 7.5,
+    guidance: float | int = 7.5,
     method: Method = PlugAndPlay(),
     propagation: Propagation = TokenFlow(),
     keyframes=None,

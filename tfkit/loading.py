@@ -62,7 +62,7 @@ def load(
 
 
 @contextlib.contextmanager
-def _quietly():
+def quietly():
     """Without transformers' progress bar, which writes a line for each component."""
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
@@ -127,7 +127,7 @@ def _read(kind, folder: str, part: str, half: bool, **options):
     for variant in variants:
         chosen = {"variant": variant} if variant else {}
         try:
-            with _quietly():
+            with quietly():
                 return kind.from_pretrained(folder, subfolder=part, **chosen, **options)
         except (OSError, ValueError) as error:
             problem = problem or error

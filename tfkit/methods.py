@@ -53,7 +53,7 @@ class SDEdit:
     Of the source's trajectory the last ``round(start * steps)`` steps are sampled anew.
     """
 
-    start: float = 0.6
+    start: float | int = 0.6
 
     reads_source = False
 
@@ -75,8 +75,8 @@ class PlugAndPlay:
     source's; convolution: share in which one residual block's output is. Both in [0, 1].
     """
 
-    attention: float = 0.5
-    convolution: float = 0.8
+    attention: float | int = 0.5
+    convolution: float | int = 0.8
 
     reads_source = True
 
@@ -114,6 +114,6 @@ def _queries_and_keys(unet) -> list[str]:
     return [f"{name}.{part}" for name in layers for part in ("to_q", "to_k")]
 
 
-def _fraction(name: str, value: float) -> None:
+def _fraction(name: str, value: float | int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(f"{name}={value!r}: expected a share of the steps, from 0 to 1")

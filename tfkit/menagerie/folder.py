@@ -4,7 +4,8 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
-from transformers import CLIPTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from tfkit.menagerie import vocabulary
 
@@ -65,6 +66,18 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
     return CLIPTokenizer.from_pretrained(folder)
+
+
+def save_text_encoder(model: CLIPTextModel, folder: Path) -> None:
+    """Saves a text encoder under the names the hub has, which transformers 4 and 5 both read.
+
+    transformers 5 alone would leave the prefix "text_model." out of a newly built model's.
+    """
+    model.save_pretrained(folder)
+    path = folder / "model.safetensors"
+    prefix, state = "text_model.", load_file(path)
+    named = {prefix + name.removeprefix(prefix): value for name, value in state.items()}
+    save_file(named, path, metadata={"format": "pt"})
 
 
 def text_config(tokenizer: CLIPTokenizer) -> dict:

@@ -22,9 +22,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from tfkit.clip import pixels
 from tfkit.menagerie import casting, vocabulary
 from tfkit.menagerie.data import captions, dataset, pick
-from tfkit.menagerie.folder import WEIGHTS, text_config, vision_config, write_index, write_tokenizer
+from tfkit.menagerie.folder import (
+    WEIGHTS,
+    save_text_encoder,
+    text_config,
+    vision_config,
+    write_index,
+    write_tokenizer,
+)
 from tfkit.menagerie.loop import Run, save_grid
 
 
@@ -34,14 +42,6 @@ def tokenize(tokenizer, texts: list[str], device) -> dict[str, Tensor]:
         return_tensors="pt",
     )  # fmt: skip
     return {"input_ids": out.input_ids.to(device)}
-
-
-def clip_pixels(images: Tensor, size: int) -> Tensor:
-    """Frames in [0, 1] as the menagerie's CLIP takes them."""
-    images = F.interpolate(images, size=(size, size), mode="area")
-    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).to(images)
-    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).to(images)
-    return (images - mean[:, None, None]) / std[:, None, None]
 
 
 def train_clip(args):
@@ -59,9 +59,7 @@ def train_clip(args):
     def loss_of():
         images, index = pick(frames, 128, args.device, len(descriptions))
         texts = captions(index, descriptions, rng, keep=(0.7, 1.3))
-        out = model(
-            **tokenize(tokenizer, texts, args.device), pixel_values=clip_pixels(images, size)
-        )
+        out = model(**tokenize(tokenizer, texts, args.device), pixel_values=pixels(images, size))
         same = torch.tensor([[a == b for b in texts] for a in texts], device=args.device).float()
         target = same / same.sum(1, keepdim=True)
         logits = out.logits_per_image
@@ -80,7 +78,7 @@ def train_clip(args):
     own = text.state_dict()
     prefix = "" if next(iter(own)).startswith("text_model.") else "text_model."
     text.load_state_dict({k.removeprefix(prefix): v.float() for k, v in tower.items()})
-    text.half().save_pretrained(args.out / "text_encoder")
+    save_text_encoder(text.half(), args.out / "text_encoder")
 
 
 @torch.no_grad()
@@ -96,7 +94,7 @@ def read_rates(model, tokenizer, held, descriptions, size, device) -> dict[str, 
             for i in single
             for word in words
         ]
-        out = model(**tokenize(tokenizer, texts, device), pixel_values=clip_pixels(images, size))
+        out = model(**tokenize(tokenizer, texts, device), pixel_values=pixels(images, size))
         t = rearrange(out.text_embeds, "(n w) d -> n w d", w=len(words))
         guess = torch.einsum("nd,nwd->nw", out.image_embeds, t).argmax(1).cpu()
         right = [words[g] == word for g, word in zip(guess.tolist(), truth, strict=True)]

@@ -27,6 +27,7 @@ _PHRASES = {
 _PLURALS = {"foxes": "fox", "fish": "fish", "animals": "animal"} | {
     f"{name}s": name for name in SPECIES if name not in ("fox", "fish")
 }
+_NOUNS = {**{name: name for name in (*SPECIES, "animal")}, **_PLURALS}
 _NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3}
 _NUMBER_WORDS = {2: "two", 3: "three"}
 _SYNONYMS = {
@@ -87,6 +88,17 @@ def _kind(word: str) -> str | None:
     return next((kind for kind, words in kinds.items() if word in words), None)
 
 
+def unknown_words(caption: str) -> list[str]:
+    """The words of a caption that are outside the vocabulary, sorted."""
+    known = {*_NOUNS, *_NUMBERS, *_FILLERS, *COLORS, *COATS, *GROUNDS, *ACCESSORIES}
+    return sorted({word for word in _words_of(caption) if word not in known and word != ","})
+
+
+def _words_of(caption: str) -> list[str]:
+    words = re.findall(r"[a-z]+|,", caption.lower())
+    return [_SYNONYMS.get(word, word) for word in words]
+
+
 def parse(caption: str) -> Description:
     """Reads a caption in any word order: ``"dog striped snow"`` as well as whole sentences.
 
@@ -94,11 +106,7 @@ def parse(caption: str) -> Description:
     an "and" or a comma. Raises ValueError for words outside the vocabulary (naming them, and the
     words that are known), for contradictions and for more than three animals.
     """
-    words = re.findall(r"[a-z]+|,", caption.lower())
-    words = [_SYNONYMS.get(word, word) for word in words]
-    nouns = {**{name: name for name in (*SPECIES, "animal")}, **_PLURALS}
-    known = {*nouns, *_NUMBERS, *_FILLERS, ",", *COLORS, *COATS, *GROUNDS, *ACCESSORIES}
-    unknown = sorted({word for word in words if word not in known})
+    words, unknown = _words_of(caption), unknown_words(caption)
     if unknown:
         raise ValueError(
             f"caption {caption!r} has words the menagerie does not know: {', '.join(unknown)}. "
@@ -121,9 +129,9 @@ def parse(caption: str) -> Description:
 
     for word in words:
         kind = _kind(word)
-        if word in nouns:
+        if word in _NOUNS:
             plural = word in _PLURALS and word != "fish"
-            species = None if nouns[word] == "animal" else nouns[word]
+            species = None if _NOUNS[word] == "animal" else _NOUNS[word]
             groups.append((attach(Look(species)), number or (2 if plural else 1)))
             number = None
         elif kind == "ground":

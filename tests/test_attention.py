@@ -1,0 +1,95 @@
+"""The processors: against the model's own attention, and against what they must not see."""
+
+import pytest
+import torch
+
+import tfkit
+from tfkit import hooks
+from tfkit.attention import FlowAttention, JointAttention, KeyTokens, extended, propagate
+from tfkit.keyframes import Neighbors, paper_neighbors
+
+
+@pytest.fixture(scope="module")
+def model(pipeline_folder):
+    return tfkit.load(pipeline_folder, device="cpu", dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def layer(model):
+    return hooks.self_attention(model.unet)["up_blocks.3.attentions.0.transformer_blocks.0.attn1"]
+
+
+def tokens_for(layer, batch, n=9, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, n, layer.to_q.in_features, generator=g, dtype=torch.float64)
+
+
+def test_one_frame_is_the_stock_processor(layer):
+    tokens = tokens_for(layer, 3)
+    with torch.no_grad():
+        ours, stock = extended(layer, tokens, 3, True), layer(tokens)
+    torch.testing.assert_close(ours, stock, rtol=0, atol=1e-12)
+
+
+def test_one_frame_is_the_stock_model(model):
+    g = torch.Generator().manual_seed(0)
+    x, text = torch.randn(1, 4, 8, 8, generator=g, dtype=torch.float64), model.embed("a cat")
+    with hooks.processor(model.unet, JointAttention(branches=1, source=False)):
+        ours = model.predict_noise(x, 500, text)
+    torch.testing.assert_close(ours, model.predict_noise(x, 500, text), rtol=0, atol=1e-10)
+
+
+def test_the_source_stays_alone_and_the_branches_apart(layer):
+    tokens = tokens_for(layer, 3 * 4)
+    with torch.no_grad():
+        out = extended(layer, tokens, 3, True)
+        torch.testing.assert_close(out[:4], layer(tokens[:4]), rtol=0, atol=1e-12)
+        changed = tokens.clone()
+        changed[8:] += 1  # the last branch
+        again = extended(layer, changed, 3, True)
+    assert torch.equal(again[:8], out[:8]) and not torch.allclose(again[8:], out[8:])
+
+
+def test_extension_is_softmax_over_all_frames_keys(layer):
+    tokens = tokens_for(layer, 3)
+    with torch.no_grad():
+        out = extended(layer, tokens, 1, False)
+        q, k, v = layer.to_q(tokens[1]), layer.to_k(tokens), layer.to_v(tokens)
+        width = q.shape[-1] // layer.heads
+        heads = []
+        for h in range(layer.heads):
+            at = slice(h * width, (h + 1) * width)
+            scores = q[:, at] @ k[..., at].reshape(-1, width).T / width**0.5
+            heads.append(scores.softmax(-1) @ v[..., at].reshape(-1, width))
+        expected = layer.to_out[0](torch.cat(heads, -1))
+    torch.testing.assert_close(out[1], expected, rtol=0, atol=1e-12)
+
+
+def test_a_keyframe_carried_to_itself_keeps_its_tokens():
+    phi = torch.randn(2, 16, 8)
+    outputs = torch.randn(3, 2, 16, 8)
+    near = paper_neighbors(torch.tensor([0, 5]), torch.tensor([0, 5]))
+    assert torch.equal(propagate(phi, KeyTokens(phi, outputs), near), outputs)
+
+
+def test_blending_weighs_the_two_carried_frames():
+    phi = torch.randn(1, 16, 8)
+    key = KeyTokens(phi.repeat(2, 1, 1), torch.stack([torch.zeros(16, 8), torch.ones(16, 8)])[None])
+    near = Neighbors(*(torch.tensor([v]) for v in (1, 0, 0.75, True)))
+    assert torch.allclose(propagate(phi, key, near), torch.tensor(0.75))
+
+
+def test_frames_pass_computes_no_queries_of_the_edited_branches(layer):
+    """The point of propagation: only the source's attention is computed in the frames' pass."""
+    flow = FlowAttention(branches=3, on="output", live=False)
+    flow(layer, tokens_for(layer, 3 * 2))
+    seen = []
+    handle = layer.to_q.register_forward_hook(lambda m, a, out: seen.append(len(out)))
+    flow.neighbors = paper_neighbors(torch.tensor([1, 2, 3]), torch.tensor([0, 4]))
+    flow(layer, tokens_for(layer, 3 * 3, seed=1))
+    flow.live = True
+    flow.on = "input"
+    flow.kept[layer] = KeyTokens(torch.randn(2, 9, 32).double(), torch.randn(3, 2, 9, 32).double())
+    flow(layer, tokens_for(layer, 3 * 3, seed=1))
+    handle.remove()
+    assert seen == [3]

@@ -1,0 +1,106 @@
+"""The command line, run as a user runs it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import tfkit
+from tfkit.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "dog.mp4"
+    clip = tfkit.menagerie.film("a red dog on snow", frames=5, seed=1)
+    return tfkit.write_video(path, clip.frames, fps=clip.fps)
+
+
+def run(*args, cwd=None):
+    command = [sys.executable, "-m", "tfkit", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+def test_edit_writes_a_video_of_the_same_length_and_aspect(video, tmp_path):
+    out = tmp_path / "out.mp4"
+    done = run("edit", video, "a blue dog on sand", "--frames", 4, "--steps", 2, "--size", 64,
+               "--interval", 2, "--output", out)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert tfkit.read_video(out).frames.shape == (4, 3, 64, 64)
+    assert f"wrote {out}: 4 frames of 64 x 64" in done.stdout
+
+
+@pytest.mark.parametrize("size", [(45, 80), (81, 60)])
+def test_other_shapes_come_back_in_their_own_aspect(tmp_path, size):
+    frames = torch.rand(3, 3, *size)
+    tfkit.write_video(tmp_path / "in", frames)  # a folder of images keeps odd sides
+    code = main(["edit", str(tmp_path / "in"), "a dog", "--steps", "1", "--size", "60", "--quiet",
+                 "--output", str(tmp_path / "out")])  # fmt: skip
+    assert code == 0
+    h, w = tfkit.read_video(tmp_path / "out").frames.shape[-2:]
+    assert min(h, w) == 60 and w / h == pytest.approx(size[1] / size[0], rel=0.02)
+
+
+def test_a_local_stable_diffusion_folder_is_as_good_as_the_menagerie(
+    video, pipeline_folder, tmp_path
+):
+    out = tmp_path / "out.gif"
+    code = main(["edit", str(video), "a dog", "--model", str(pipeline_folder), "--frames", "2",
+                 "--steps", "1", "--size", "64", "--quiet", "--output", str(out),
+                 "--trajectory", str(tmp_path / "kept")])  # fmt: skip
+    assert code == 0
+    assert len(tfkit.read_video(out)) == 2
+    assert len(tfkit.open_trajectory(tmp_path / "kept")) == 2
+
+
+def test_words_outside_the_menagerie_are_mentioned(video, tmp_path, capsys):
+    main(["edit", str(video), "a dragon on snow", "--frames", "1", "--steps", "1", "--size", "32",
+          "--quiet", "--output", str(tmp_path / "o.mp4")])  # fmt: skip
+    said = capsys.readouterr().out
+    assert "does not know dragon" in said and "elephant" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"video": "missing.mp4"}, "missing.mp4"),
+        ({"--model": "no/such/model/here"}, "no/such/model/here"),
+        ({"--steps": "1000"}, "steps=1000"),
+        ({"--steps": "0"}, "steps=0"),
+        ({"--frames": "0"}, "frames=0"),
+        ({"--interval": "0"}, "interval=0"),
+        ({"--guidance": "nan"}, "guidance=nan"),
+        ({"--output": "out.xyz"}, ".xyz"),
+        ({"--start": "99"}, "99"),
+        ({"--batch": "0"}, "batch=0"),
+        ({"--size": "0"}, "size=0"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(video, tmp_path, capsys, unchecked, change, message):
+    settings = {
+        "--steps": "1",
+        "--frames": "1",
+        "--size": "32",
+        "--output": str(tmp_path / "o.mp4"),
+    }
+    settings |= {k: v for k, v in change.items() if k.startswith("--")}
+    words = [word for pair in settings.items() for word in pair]
+    code = main(["edit", change.get("video", str(video)), "a dog", "--quiet", *words])
+    said = capsys.readouterr().err.strip()
+    assert code == 2
+    assert said.count("\n") == 0 and said.startswith("tfkit: error:") and message in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistyped_options_are_status_2_without_a_traceback():
+    done = run("edit")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "the following arguments are required" in done.stderr
+
+
+def test_wolf(wolf, tmp_path):
+    out = tmp_path / "out.mp4"
+    assert main(["edit", str(wolf), "a red fox on snow", "--frames", "2", "--steps", "2",
+                 "--quiet", "--output", str(out)]) == 0  # fmt: skip
+    assert tfkit.read_video(out).frames.shape == (2, 3, 128, 128)

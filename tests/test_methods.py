@@ -1,0 +1,90 @@
+"""Editing methods: what they inject, when, and that they know nothing of consistency."""
+
+import pytest
+import torch
+
+import tfkit
+from tfkit import hooks
+from tfkit.inversion import sample
+from tfkit.methods import from_source
+from tfkit.trajectory import CLEAN, Trajectory
+
+
+@pytest.fixture(scope="module")
+def model(pipeline_folder):
+    return tfkit.load(pipeline_folder, device="cpu", dtype=torch.float64)
+
+
+def rewritten(model, method, step, steps=10):
+    before = {n: len(m._forward_hooks) for n, m in model.unet.named_modules()}
+    with method.during(model, step, steps, frames=2):
+        return {n for n, m in model.unet.named_modules() if len(m._forward_hooks) > before[n]}
+
+
+def test_injection_ends_with_its_share_of_the_steps(model):
+    method = tfkit.PlugAndPlay(attention=0.5, convolution=0.8)
+    conv = "up_blocks.1.resnets.1.conv2"
+    counts = [len(rewritten(model, method, step) - {conv}) for step in range(10)]
+    assert counts[:5] == [16] * 5 and counts[5:] == [0] * 5  # q and k of eight layers
+    assert [conv in rewritten(model, method, step) for step in range(10)] == [True] * 8 + [
+        False
+    ] * 2
+
+
+def test_attention_is_injected_in_decoder_layers_4_to_11(model):
+    names = rewritten(model, tfkit.PlugAndPlay(), 0)
+    layers = sorted({name[:24] for name in names if "attn1" in name})
+    expected = [(1, 1), (1, 2), *((block, i) for block in (2, 3) for i in range(3))]
+    assert layers == [f"up_blocks.{block}.attentions.{i}" for block, i in expected]
+
+
+def test_every_branch_gets_the_source_and_a_lone_source_stays():
+    features = torch.randn(6, 3, 4)
+    out = from_source(features, frames=2)
+    assert all(torch.equal(out[2 * b : 2 * b + 2], features[:2]) for b in range(3))
+    assert torch.equal(from_source(features, frames=6), features)
+
+
+def test_full_injection_without_guidance_changes_nothing(model):
+    """Where the edited branch sees what the source sees, injecting the source is no change."""
+    g, timesteps, levels = torch.Generator().manual_seed(0), model.timesteps(4), {}
+    text = model.embed("a cat")
+
+    def noise_of(step, t, x):
+        levels[t] = x
+        return model.predict_noise(x, t, text)
+
+    start = torch.randn(2, 4, 8, 8, generator=g, dtype=torch.float64)
+    levels[CLEAN] = sample(model, start, timesteps, noise_of, progress=False)
+    source = Trajectory(timesteps, "a cat", None, levels)
+    for method in (tfkit.Plain(), tfkit.PlugAndPlay(1, 1)):
+        edit = tfkit.edit(model, source, "a cat", guidance=1, propagation=tfkit.PerFrame(),
+                          method=method, progress=False)  # fmt: skip
+        torch.testing.assert_close(edit.latents, source.clean, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("start", "taken"), [(0, 0), (0.25, 1), (0.5, 2), (1, 4)])
+def test_sdedit_takes_its_share_of_the_steps(model, start, taken):
+    x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
+    source = tfkit.invert(model, x, steps=4, progress=False)
+    passes = []
+    handle = model.unet.register_forward_hook(lambda *_: passes.append(1))
+    edit = tfkit.edit(model, source, "a dog", method=tfkit.SDEdit(start),
+                      propagation=tfkit.PerFrame(), progress=False)  # fmt: skip
+    handle.remove()
+    assert len(passes) == taken
+    assert torch.equal(edit.latents, x) == (taken == 0)
+
+
+def test_a_model_without_a_decoder_to_inject_into_says_so():
+    inject = hooks.rewrite(torch.nn.Linear(1, 1), ["up_blocks.1.resnets.1.conv2"], lambda x: x)
+    with pytest.raises(ValueError, match=r"no 'up_blocks\.1\.resnets\.1\.conv2'.*Plain"), inject:
+        pass
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, "half", True, float("nan")])
+def test_shares_out_of_range(share, unchecked):
+    for make in (lambda: tfkit.PlugAndPlay(attention=share), lambda: tfkit.PlugAndPlay(0.5, share),
+                 lambda: tfkit.SDEdit(share)):  # fmt: skip
+        with pytest.raises(ValueError, match="expected a share of the steps"):
+            make()

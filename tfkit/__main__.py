@@ -1,0 +1,100 @@
+"""The command line: `python -m tfkit edit VIDEO PROMPT ...` and `python -m tfkit demo`."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+METHODS = ("pnp", "sdedit", "plain")
+PROPAGATIONS = ("tokenflow", "joint", "per-frame")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of every command."""
+    top = argparse.ArgumentParser(prog="tfkit", description="Consistent video editing, explored.")
+    commands = top.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="edit a clip of the menagerie, with and without")
+    demo.add_argument("--output", type=Path, default=Path("figures"), help="folder (figures)")
+
+    one = commands.add_parser("edit", help="edit a video", description="Edits a video to a prompt.")
+    one.add_argument("video", help="mp4, GIF, or a folder of images")
+    one.add_argument("prompt", help="what the edited video shows")
+    one.add_argument("--output", type=Path, help="mp4, GIF or folder (VIDEO-edited.mp4, here)")
+    one.add_argument("--model", default="menagerie", help="hub id or folder (menagerie)")
+    one.add_argument("--frames", type=int, help="how many at most (all)")
+    one.add_argument("--start", type=int, default=0, help="first frame (0)")
+    one.add_argument("--size", type=int, help="shorter side in pixels (what the model knows)")
+    one.add_argument("--steps", type=int, default=50, help="of inversion and edit (50)")
+    one.add_argument("--source-prompt", default="", help="what the given video shows")
+    one.add_argument("--negative-prompt", default="", help="what to keep away from")
+    one.add_argument("--guidance", type=float, default=7.5, help="guidance scale (7.5)")
+    one.add_argument("--method", choices=METHODS, default="pnp", help="image editing (pnp)")
+    one.add_argument("--propagation", choices=PROPAGATIONS, default="tokenflow")
+    one.add_argument("--interval", type=int, default=8, help="frames for each keyframe (8)")
+    one.add_argument("--trajectory", type=Path, help="folder to keep the inversion in, or resume")
+    one.add_argument("--seed", type=int, default=0, help="of the keyframes (0)")
+    one.add_argument("--batch", type=int, default=8, help="frames in a pass (8)")
+    one.add_argument("--device", help="cpu, cuda, ... (the GPU where there is one)")
+    one.add_argument("--quiet", action="store_true", help="no progress bars")
+    return top
+
+
+def run_edit(args: argparse.Namespace) -> None:
+    """Reads, inverts, edits and writes one video."""
+    import tfkit  # here, so that --help and mistyped options answer at once
+    from tfkit.menagerie.vocabulary import known_words, unknown_words
+    from tfkit.video import check_output
+
+    output = args.output or Path(f"{Path(args.video).stem}-edited.mp4")
+    check_output(output)
+    method = {"pnp": tfkit.PlugAndPlay, "sdedit": tfkit.SDEdit, "plain": tfkit.Plain}[args.method]()
+    propagation = {
+        "tokenflow": lambda: tfkit.TokenFlow(args.interval),
+        "joint": tfkit.ExtendedAttention,
+        "per-frame": tfkit.PerFrame,
+    }[args.propagation]()
+    start, progress = time.perf_counter(), not args.quiet
+    model = tfkit.load(args.model, device=args.device)
+    model.timesteps(args.steps)
+    clip = tfkit.read_video(
+        args.video, frames=args.frames, start=args.start, size=args.size or model.sample_size
+    )
+    strange = unknown_words(args.prompt) if args.model == "menagerie" else []
+    if strange:
+        print(f"note: the menagerie does not know {', '.join(strange)}; it knows {known_words()}")
+    source = tfkit.invert(
+        model, clip.frames, args.source_prompt, steps=args.steps, folder=args.trajectory,
+        batch=args.batch, progress=progress,
+    )  # fmt: skip
+    result = tfkit.edit(
+        model, source, args.prompt, negative_prompt=args.negative_prompt, guidance=args.guidance,
+        method=method, propagation=propagation, seed=args.seed, batch=args.batch,
+        progress=progress,
+    )  # fmt: skip
+    path = tfkit.write_video(output, result.frames, fps=clip.fps)
+    h, w = result.frames.shape[-2:]
+    seconds = time.perf_counter() - start
+    print(f"wrote {path}: {len(clip)} frames of {w} x {h}, {seconds:.0f} s")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command. A user's mistake: one line on stderr and exit status 2."""
+    args = parser().parse_args(argv)
+    try:
+        if args.command == "demo":
+            from tfkit import demo
+
+            demo.run(args.output)
+        else:
+            run_edit(args)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"tfkit: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tfkit: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
