@@ -7,7 +7,6 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("MPLBACKEND", "Agg")
 
 # Each xdist worker takes its share of the cores; processes that tests start inherit it.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -25,10 +24,6 @@ import torch  # noqa: E402
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes minutes or many GiB of memory")
 
 
 @pytest.fixture
