@@ -10,10 +10,11 @@ import tfkit
 
 HOUSE = Path(tfkit.__file__).parent
 ORDER = [
-    "codec", "video", "menagerie.vocabulary", "menagerie.anatomy", "menagerie.scenery",
-    "menagerie.casting", "menagerie.world", "menagerie", "hooks", "diffusion", "loading",
-    "trajectory", "inversion", "tokens", "pca", "correspondence", "keyframes", "attention",
-    "propagation", "methods", "editing", "metrics", "clip", "plots", "demo", "__main__",
+    "codec", "video", "menagerie.vocabulary", "menagerie.anatomy", "menagerie.species",
+    "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world", "menagerie",
+    "hooks", "diffusion", "loading", "trajectory", "inversion", "tokens", "pca", "correspondence",
+    "keyframes", "attention", "propagation", "methods", "editing", "metrics", "clip", "plots",
+    "demo", "__main__",
 ]  # fmt: skip
 RECIPE = {"menagerie.data", "menagerie.loop", "menagerie.folder", "menagerie.training"}
 FILES = {

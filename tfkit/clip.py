@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from tfkit.diffusion import check_frames
-from tfkit.loading import MENAGERIE, quietly
+from tfkit.loading import MENAGERIE, explained, quietly
+from tfkit.video import Clip
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # what every CLIP's pictures are normalised by
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -29,25 +30,29 @@ class CLIP:
 
     @torch.no_grad()
     def embed(
-        self, frames: Tensor, prompt: str, *, batch: int = 32
+        self, frames: Tensor | Clip, prompt: str, *, batch: int = 32
     ) -> tuple[Float[Tensor, "f d"], Float[Tensor, " d"]]:
-        """Unit embeddings of frames (f, 3, h, w) in [0, 1] and of a prompt."""
-        check_frames(frames)
-        size = self.model.config.vision_config.image_size
+        """Unit embeddings of frames (f, 3, h, w) in [0, 1] and of a prompt, cut where too long.
+
+        Raises ValueError for frames of another shape or range.
+        """
+        frames = check_frames(frames)
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt={prompt!r}: expected a string")
+        model, device = self.model, self.model.device
         tokens = self.tokenizer(
             prompt, padding="max_length", truncation=True, return_tensors="pt",
-            max_length=self.model.config.text_config.max_position_embeddings,
+            max_length=model.config.text_config.max_position_embeddings,
         )  # fmt: skip
+        text = model.text_model(input_ids=tokens.input_ids.to(device)).pooler_output
+        size = model.config.vision_config.image_size
         images = []
         for chunk in frames.split(batch):
-            out = self.model(
-                input_ids=tokens.input_ids.to(self.model.device),
-                pixel_values=pixels(chunk.to(self.model.device).float(), size),
-            )
-            images.append(F.normalize(out.image_embeds, dim=-1))
-        return torch.cat(images), F.normalize(out.text_embeds[0], dim=-1)
+            seen = model.vision_model(pixel_values=pixels(chunk.to(device).float(), size))
+            images.append(F.normalize(model.visual_projection(seen.pooler_output), dim=-1))
+        return torch.cat(images), F.normalize(model.text_projection(text)[0], dim=-1)
 
-    def text_alignment(self, frames: Tensor, prompt: str) -> float:
+    def text_alignment(self, frames: Tensor | Clip, prompt: str) -> float:
         """Mean cosine similarity between the frames and the prompt (the paper's CLIP score)."""
         images, text = self.embed(frames, prompt)
         return (images @ text).mean().item()
@@ -61,13 +66,13 @@ def pixels(frames: Float[Tensor, "f 3 h w"], size: int) -> Float[Tensor, "f 3 si
 
 
 def load_clip(name: str | Path = MENAGERIE) -> CLIP:
-    """The menagerie's CLIP, or another by hub id or folder (safetensors only)."""
+    """The menagerie's CLIP, or another by hub id or folder (safetensors only), in float32.
+
+    Raises FileNotFoundError where there is none, ValueError where it cannot be read.
+    """
     own = str(name) == MENAGERIE
     folder = Path(__file__).parent / "menagerie" / "weights" / "clip" if own else name
-    try:
-        with quietly():
-            model = CLIPModel.from_pretrained(folder, use_safetensors=True)
-            tokenizer = CLIPTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"cannot read a CLIP from {str(name)!r}: {error}") from error
+    with explained("CLIP", folder), quietly():
+        model = CLIPModel.from_pretrained(folder, use_safetensors=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
     return CLIP(model.float().eval().requires_grad_(False), tokenizer, str(name))

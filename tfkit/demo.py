@@ -1,8 +1,10 @@
 """The demonstration behind `make demo`: one clip, edited frame by frame and with TokenFlow."""
 
+import os
 import resource
 import sys
 import time
+import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,11 @@ from tfkit.inversion import invert
 from tfkit.loading import load
 from tfkit.menagerie import film
 from tfkit.propagation import PerFrame, TokenFlow
-from tfkit.video import Clip, write_video
+from tfkit.video import Clip, check_output, write_video
 
 CAPTION, PROMPT, SEED = "a plain orange fox on grass", "a striped fox on snow", 2
 FRAMES, STEPS, GUIDANCE = 16, 20, 7.5
+KINDS = ("mp4", "gif")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,13 +82,22 @@ def peak_memory() -> float:
 
 
 def run(folder: Path) -> None:
-    """Runs the demonstration, writes quickstart.mp4 and .png into ``folder``, prints the table."""
+    """Runs the demonstration, writes quickstart.mp4, .gif and .png, prints the table."""
+    check_output(folder / "quickstart.mp4")
     made = quickstart()
-    movie = write_video(
-        folder / "quickstart.mp4", plots.side_by_side(made.videos), fps=made.clip.fps
-    )
-    sheet = plots.save(plots.contact_sheet(made.videos), folder / "quickstart.png")
+    panels = plots.side_by_side(made.videos)
+    paths = [write_video(folder / f"quickstart.{kind}", panels, made.clip.fps) for kind in KINDS]
+    paths.append(plots.save(plots.contact_sheet(made.videos), folder / "quickstart.png"))
     print(f'\n{FRAMES} frames of "{CAPTION}", edited to "{PROMPT}" in {STEPS} steps')
     print(made.table())
-    print(f"(source: seconds of its inversion; peak memory {peak_memory():.2f} GiB)")
-    print(f"wrote {movie} and {sheet}")
+    print(f"seconds of the source: its inversion; peak memory {peak_memory():.2f} GiB")
+    print(f"wrote {', '.join(map(str, paths))}")
+    _show(paths[-1])
+
+
+def _show(picture: Path) -> None:
+    """Opens the picture where somebody is looking: at a terminal with a screen behind it."""
+    screens = ("DISPLAY", "WAYLAND_DISPLAY")
+    screen = sys.platform == "darwin" or any(os.environ.get(name) for name in screens)
+    if sys.stdout.isatty() and screen:
+        webbrowser.open(picture.resolve().as_uri())

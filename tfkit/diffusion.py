@@ -7,6 +7,7 @@ safetensors only and never changed. Memory: the model, and one batch of activati
 import hashlib
 import warnings
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from tfkit import hooks
+from tfkit.video import Clip, as_frames
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -66,26 +68,24 @@ class LatentDiffusion:
         return torch.float32 if self.dtype in HALF else self.dtype
 
     @torch.no_grad()
-    def encode(self, frames: Tensor, *, batch: int = 16) -> Float[Tensor, "f c h w"]:
+    def encode(self, frames: Tensor | Clip, *, batch: int = 16) -> Float[Tensor, "f c h w"]:
         """Latents (f, 4, h/factor, w/factor) of frames (f, 3, h, w) in [0, 1]: posterior means.
 
-        Sides that are no multiple of ``factor`` are resized to the nearest one. Raises ValueError
-        for another shape, for values outside [0, 1] and for NaN.
+        Sides that are no multiple of ``factor`` are resized to the nearest one; ``batch`` frames
+        at a time. Raises ValueError for another shape, for values outside [0, 1] and for NaN;
+        NonFiniteError where the VAE overflows.
         """
-        check_frames(frames)
+        frames = check_frames(frames)
+        check_whole("batch", batch)
         size = tuple(max(1, round(side / self.factor)) * self.factor for side in frames.shape[-2:])
         out = []
         for chunk in frames.split(batch):
-            chunk = chunk.to(self.device, self.vae.dtype)
-            if chunk.shape[-2:] != size:
-                chunk = _resize(chunk, size)
-            with torch.inference_mode():
-                latents = self.vae.encode(chunk * 2 - 1).latent_dist.mean
+            chunk = _resize(chunk.to(self.device, self.vae.dtype), size)
+            latents = self.vae.encode(chunk * 2 - 1).latent_dist.mean
+            if not torch.isfinite(latents).all():
+                raise NonFiniteError(_why("the VAE's encoder", self.vae.dtype))
             out.append(latents * self.vae.config.scaling_factor)
-        latents = torch.cat(out).to(self.precision)
-        if not torch.isfinite(latents).all():
-            raise NonFiniteError(_why("the VAE's encoder", self.vae.dtype))
-        return latents
+        return torch.cat(out).to(self.precision)
 
     @torch.no_grad()
     def decode(
@@ -93,24 +93,27 @@ class LatentDiffusion:
     ) -> Float[Tensor, "f 3 h w"]:
         """Frames in [0, 1] of latents (f, 4, h, w), resized to ``size`` (height, width) if given.
 
-        Raises NonFiniteError where the VAE overflows.
+        Raises ValueError for another shape and for NaN, NonFiniteError where the VAE overflows.
         """
+        check_latents(latents)
+        check_whole("batch", batch)
         out = []
         for chunk in latents.split(batch):
             chunk = chunk.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
-            with torch.inference_mode():
-                frames = self.vae.decode(chunk).sample
-            frames = frames / 2 + 0.5
+            frames = self.vae.decode(chunk).sample / 2 + 0.5
             if not torch.isfinite(frames).all():
                 raise NonFiniteError(_why("the VAE's decoder", self.vae.dtype))
-            out.append(_resize(frames, size) if size and frames.shape[-2:] != size else frames)
-        return torch.cat(out).clamp(0, 1).to(self.precision)
+            out.append(_resize(frames, size or frames.shape[-2:]).clamp(0, 1))
+        return torch.cat(out).to(self.precision)
 
     @torch.no_grad()
     def embed(self, prompt: str) -> Float[Tensor, "1 l d"]:
-        """The text encoder's last hidden states. Warns where the prompt is longer than it reads."""
+        """The text encoder's last hidden states. Warns where the prompt is longer than it reads.
+
+        Raises ValueError for anything but a string, NonFiniteError where the encoder overflows.
+        """
         if not isinstance(prompt, str):
-            raise ValueError(f"prompt {prompt!r}: expected a string")
+            raise ValueError(f"prompt={prompt!r}: expected a string")
         length = self.tokenizer.model_max_length
         ids = self.tokenizer(
             prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -118,10 +121,11 @@ class LatentDiffusion:
         whole = self.tokenizer(prompt, truncation=False, verbose=False).input_ids
         if len(whole) > length:
             lost = self.tokenizer.decode(whole[length - 1 : -1])
-            warnings.warn(f"prompt {prompt!r} is cut; unread: {lost!r}", stacklevel=2)
-        with torch.inference_mode():
-            states = self.text_encoder(ids.to(self.device))[0]
-        return states.clone().to(self.dtype)
+            warnings.warn(f"prompt {prompt!r} is cut; unread: {lost!r}", stacklevel=3)
+        states = self.text_encoder(ids.to(self.device))[0].to(self.dtype)
+        if not torch.isfinite(states).all():
+            raise NonFiniteError(_why("the text encoder", self.dtype))
+        return states
 
     @torch.no_grad()
     def predict_noise(
@@ -130,42 +134,52 @@ class LatentDiffusion:
         """The noise (epsilon) the UNet sees in ``latents`` at timestep ``t``.
 
         text: (1, l, d) for all, or (b, l, d). Models that predict v or the clean sample are
-        converted at ``t``. Raises NonFiniteError with the layer group that overflowed first.
+        converted at ``t`` (Salimans & Ho 2022, appendix D). Raises ValueError for a timestep or a
+        text that does not fit, NonFiniteError with the layer group that overflowed first.
         """
-        t = int(t)
+        t, trained = int(t), self.scheduler.config.num_train_timesteps
+        if not 0 <= t < trained:
+            raise ValueError(f"t={t}: expected a timestep from 0 to {trained - 1}")
+        if len(text) not in (1, len(latents)):
+            raise ValueError(
+                f"text {tuple(text.shape)}: expected (1, l, d), or one row for each of the "
+                f"{len(latents)} latents"
+            )
         x = latents.to(self.device, self.dtype, memory_format=torch.channels_last)
         text = text.to(x).expand(len(x), -1, -1)
-        out = self._unet(x, t, text)
+        out = self.unet(x, t, encoder_hidden_states=text).sample
         if not torch.isfinite(out).all():
-            with hooks.first_nonfinite(self.unet) as groups:
-                self._unet(x, t, text)
-            where = groups[0] if groups else "the input"
-            raise NonFiniteError(_why(f"the UNet's {where} at timestep {t}", self.dtype))
-        out, x = out.to(latents.dtype), latents.to(self.device)
-        a = self.alpha(t)
+            raise NonFiniteError(_why(f"{self._first_nonfinite(x, t, text)} at timestep {t}",
+                                      self.dtype))  # fmt: skip
+        out, x, a = out.to(latents.dtype), latents.to(self.device), self.alpha(t)
         kind = self.scheduler.config.prediction_type
         if kind == "v_prediction":
             return a**0.5 * out + (1 - a) ** 0.5 * x
         if kind == "sample":
             return (x - a**0.5 * out) / (1 - a) ** 0.5
-        return out.clone()
+        return out
 
-    def _unet(self, x: Tensor, t: int, text: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return self.unet(x, t, encoder_hidden_states=text).sample
+    def _first_nonfinite(self, x: Tensor, t: int, text: Tensor) -> str:
+        """Runs the pass again, watched: what was the first to overflow."""
+        if not torch.isfinite(x).all():
+            return "the latents given to the UNet"
+        with hooks.first_nonfinite(self.unet) as groups:
+            self.unet(x, t, encoder_hidden_states=text)
+        return f"the UNet's {groups[0]}" if groups else "the UNet"
 
     def timesteps(self, steps: int) -> tuple[int, ...]:
-        """The DDIM timesteps, descending, of a schedule of ``steps``.
+        """The DDIM timesteps, descending, of a schedule of ``steps``, in the model's own spacing.
 
-        Raises ValueError where the model's own spacing overruns its training timesteps.
+        Raises ValueError where that spacing overruns the timesteps the model was trained on.
         """
         trained = self.scheduler.config.num_train_timesteps
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= trained:
+        if not is_whole(steps) or not 1 <= steps <= trained:
             raise ValueError(f"steps={steps!r}: expected a whole number from 1 to {trained - 1}")
         schedule = DDIMScheduler.from_config(self.scheduler.config)
-        schedule.set_timesteps(steps)
-        timesteps = tuple(int(t) for t in schedule.timesteps)
-        if timesteps[0] >= trained or len(set(timesteps)) < steps:
+        schedule.set_timesteps(int(steps))
+        # Trailing spacing adds a timestep of -1 where its rounding goes wrong (61 steps, say).
+        timesteps = tuple(int(t) for t in schedule.timesteps if t >= 0)
+        if timesteps[0] >= trained:
             raise ValueError(
                 f"steps={steps}: with {schedule.config.timestep_spacing!r} spacing and an offset "
                 f"of {schedule.config.steps_offset} the first timestep would be {timesteps[0]}, "
@@ -174,23 +188,32 @@ class LatentDiffusion:
         return timesteps
 
     def alpha(self, t: int | None) -> Tensor:
-        """Share of signal (the cumulative product of alphas) at ``t``; None: the clean end."""
+        """Share of signal (the cumulative product of alphas) at ``t``; None: the clean end.
+
+        In float32 under any model, as diffusers has it. At zero terminal SNR it is not quite 0,
+        for noise predictions are divided by its root.
+        """
         schedule = self.scheduler
-        a = schedule.final_alpha_cumprod if t is None else schedule.alphas_cumprod[int(t)]
-        return a.clamp(min=2.0**-24)  # zero-terminal-SNR schedules would divide by zero
+        a = schedule.final_alpha_cumprod if t is None else schedule.alphas_cumprod[t]
+        return a.clamp(min=2.0**-24)
 
     def fingerprint(self) -> str:
-        """A short digest of the UNet's and text encoder's weights, from a sample of each tensor."""
-        digest = hashlib.sha256()
-        for part in (self.unet, self.text_encoder):
-            for key, value in part.state_dict().items():
-                flat = value.flatten()
-                some = flat[:: max(1, flat.numel() // 64)][:64].double().cpu()
-                digest.update(f"{key} {tuple(value.shape)}".encode() + some.numpy().tobytes())
+        """A short digest of what a latent depends on: weights (64 of each tensor) and schedule."""
+        digest = hashlib.sha256(self.scheduler.config.prediction_type.encode())
+        values = [self.scheduler.alphas_cumprod, self.scheduler.final_alpha_cumprod[None]]
+        for part in (self.unet, self.vae, self.text_encoder):
+            values += part.state_dict().values()
+        for value in values:
+            value = torch.atleast_1d(value)
+            places = torch.linspace(0, value.numel() - 1, 64, dtype=torch.float64).long()
+            some = value[torch.unravel_index(places.to(value.device), value.shape)]
+            digest.update(f"{tuple(value.shape)}".encode() + some.double().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
 def _resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    if frames.shape[-2:] == tuple(size):
+        return frames
     return F.interpolate(frames, size=size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
@@ -206,22 +229,35 @@ def _why(where: str, dtype: torch.dtype) -> str:
     )
 
 
-def check_frames(frames: Tensor) -> None:
-    """Raises ValueError unless ``frames`` are (f, 3, h, w), finite and in [0, 1]."""
-    if (
-        not isinstance(frames, Tensor)
-        or frames.ndim != 4
-        or frames.shape[1] != 3
-        or not len(frames)
-    ):
-        shape = tuple(frames.shape) if isinstance(frames, Tensor) else type(frames).__name__
-        raise ValueError(f"frames {shape}: expected a tensor (frames, 3, height, width)")
-    if not frames.is_floating_point():
-        raise ValueError(
-            f"frames of {frames.dtype}: expected floats in [0, 1]; divide bytes by 255"
-        )
+def check_frames(frames: Tensor | Clip) -> Float[Tensor, "f 3 h w"]:
+    """The frames of a clip or tensor; ValueError unless (f, 3, h, w), finite and in [0, 1]."""
+    frames = as_frames(frames)
     if not torch.isfinite(frames).all():
-        raise ValueError("frames hold NaN or infinity: expected finite values in [0, 1]")
-    low, high = frames.min().item(), frames.max().item()
+        raise ValueError("frames hold NaN or infinity; expected finite values in [0, 1]")
+    low, high = (x.item() for x in frames.aminmax())
     if low < -1e-3 or high > 1 + 1e-3:
-        raise ValueError(f"frames span {low:.3g} to {high:.3g}: expected [0, 1]")
+        raise ValueError(f"frames span {low:.3g} to {high:.3g}; expected [0, 1]")
+    return frames
+
+
+def check_latents(latents: Tensor) -> None:
+    """Raises ValueError unless ``latents`` are floats (f, 4, h, w), finite, one frame or more."""
+    if not isinstance(latents, Tensor):
+        raise ValueError(f"latents: a {type(latents).__name__}; expected a tensor (f, 4, h, w)")
+    if latents.ndim != 4 or latents.shape[1] != 4 or 0 in latents.shape:
+        raise ValueError(f"latents of shape {tuple(latents.shape)}; expected (f, 4, h, w)")
+    if not latents.is_floating_point():
+        raise ValueError(f"latents of {latents.dtype}; expected floats")
+    if not torch.isfinite(latents).all():
+        raise ValueError("latents hold NaN or infinity; expected finite values")
+
+
+def is_whole(value) -> bool:
+    """Whether a value counts something: an integer of Python's or numpy's, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_whole(name: str, value, least: int = 1) -> None:
+    """Raises ValueError unless ``value`` is a whole number of at least ``least``."""
+    if not is_whole(value) or value < least:
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")

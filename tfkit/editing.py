@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tfkit import hooks
-from tfkit.diffusion import LatentDiffusion
-from tfkit.inversion import sample
+from tfkit.diffusion import LatentDiffusion, check_whole
+from tfkit.inversion import check_fits, sample
 from tfkit.keyframes import check_keyframes
 from tfkit.methods import Method, PlugAndPlay
 from tfkit.propagation import Propagation, TokenFlow
@@ -61,13 +61,12 @@ def edit(
     Raises ValueError for settings out of range or that do not fit the model or the clip, and
     NonFiniteError where the model overflows. The model is left exactly as it was.
     """
+    check_fits(model, source)
     frames, steps = len(source), len(source.timesteps)
     number = isinstance(guidance, int | float) and not isinstance(guidance, bool)
     if not number or not math.isfinite(guidance):
         raise ValueError(f"guidance={guidance!r}: expected a finite number; 7.5 is usual")
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise ValueError(f"batch={batch!r}: expected a whole number of frames of at least 1")
-    _check_fits(model, source)
+    check_whole("batch", batch)
     rows = propagation.draw(frames, steps, seed)
     if keyframes is not None:
         if rows is None:
@@ -97,19 +96,7 @@ def edit(
 
     timesteps = source.timesteps[first:]
     x = (source.at(timesteps[0]) if timesteps else source.clean).to(model.device, model.precision)
-    with hooks.processor(model.unet, attention) if attention else nullcontext():
+    own = attention is None  # the model's own self-attention
+    with nullcontext() if own else hooks.processor(model.unet, attention):
         x = sample(model, x, timesteps, noise_of, label="edit", progress=progress)
     return Edit(x, model.decode(x, size=source.size, batch=batch), rows, prompt)
-
-
-def _check_fits(model: LatentDiffusion, source: Trajectory) -> None:
-    if not isinstance(source, Trajectory):
-        raise ValueError(
-            f"source is a {type(source).__name__}: expected a Trajectory, as tfkit.invert returns"
-        )
-    expected = model.timesteps(len(source.timesteps))
-    if expected != source.timesteps:
-        raise ValueError(
-            f"the trajectory's timesteps start with {source.timesteps[:3]}, this model's with "
-            f"{expected[:3]}: it was inverted with another model; invert with this one"
-        )

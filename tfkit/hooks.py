@@ -1,13 +1,13 @@
 """The only file that touches a model's modules. Everything here is undone on the way out.
 
-Each function is a context manager that restores the model as it was, bit for bit, whichever way
-the block is left: return, exception or KeyboardInterrupt. Nothing is copied; what is recorded
-lives as long as the caller keeps it.
+Each function returns a context manager that leaves the model as it found it, bit for bit,
+whichever way the block is left: return, exception or KeyboardInterrupt. Nothing is copied; what is
+recorded lives as long as the caller keeps it.
 """
 
-import contextlib
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -28,64 +28,95 @@ def match(unet: nn.Module, patterns: str | Iterable[str]) -> list[str]:
     names = list(self_attention(unet))
     chosen: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        fits = [n for n in names if n == pattern or fnmatch.fnmatchcase(n, pattern)]
+        fits = [n for n in names if n == pattern or fnmatch.fnmatchcase(n, str(pattern))]
         if not fits:
             raise ValueError(
                 f"layer {pattern!r} fits no self-attention of this model; expected a name or "
                 f"wildcard among: {', '.join(names)}"
             )
         chosen += [n for n in fits if n not in chosen]
+    if not chosen:
+        raise ValueError(f"layers={patterns!r}: expected at least one of: {', '.join(names)}")
     return chosen
 
 
-@contextlib.contextmanager
-def processor(unet: nn.Module, new: Callable) -> Iterator[None]:
+class _Scope(AbstractContextManager):
+    """Does something to a model on the way in and undoes it on the way out.
+
+    A class, not a generator: Ctrl-C between a generator's ``yield`` and the block it guards would
+    leave its ``finally`` to the garbage collector. ``undo`` must bear being called twice, and after
+    half of ``do``.
+    """
+
+    def __init__(self, do: Callable[[], None], undo: Callable[[], None], value=None):
+        self.do, self.undo, self.value = do, undo, value
+
+    def __enter__(self):
+        try:
+            self.do()
+        except BaseException:
+            self.undo()
+            raise
+        return self.value
+
+    def __exit__(self, *error) -> None:
+        try:
+            self.undo()
+        except BaseException:
+            self.undo()
+            raise
+
+
+def processor(unet: nn.Module, new: Callable) -> AbstractContextManager[None]:
     """Lets ``new`` compute every self-attention: ``new(attn, hidden_states, ...)``."""
-    modules = list(self_attention(unet).values())
-    before = [module.processor for module in modules]
-    try:
-        for module in modules:
+    before = [(module, module.processor) for module in self_attention(unet).values()]
+
+    def do() -> None:
+        for module, _ in before:
             module.set_processor(new)
-        yield
-    finally:
-        for module, old in zip(modules, before, strict=True):
+
+    def undo() -> None:
+        for module, old in before:
             module.set_processor(old)
 
+    return _Scope(do, undo)
 
-@contextlib.contextmanager
-def _forward_hooks(pairs: Iterable[tuple[nn.Module, Callable]]) -> Iterator[None]:
-    handles: list = []
-    try:
+
+def _forward_hooks(pairs: Iterable[tuple[nn.Module, Callable]], value=None) -> _Scope:
+    """Hooks for the time of a block. They are found again by themselves, not by the handle that
+    registering returns: an interrupt just there would lose it."""
+    pairs = list(pairs)
+
+    def do() -> None:
         for module, hook in pairs:
-            handles.append(module.register_forward_hook(hook))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+            module.register_forward_hook(hook)
+
+    def undo() -> None:
+        for module, hook in pairs:
+            for key in [k for k, own in module._forward_hooks.items() if own is hook]:
+                module._forward_hooks.pop(key, None)
+
+    return _Scope(do, undo, value)
 
 
-@contextlib.contextmanager
-def record(unet: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+def record(unet: nn.Module, names: Iterable[str]) -> AbstractContextManager[dict[str, Tensor]]:
     """Collects the outputs of the modules named, by name, as passes go through them."""
     seen: dict[str, Tensor] = {}
 
     def keep(name):
         return lambda module, args, output: seen.__setitem__(name, output)
 
-    pairs = [(unet.get_submodule(name), keep(name)) for name in names]
-    with _forward_hooks(pairs):
-        yield seen
+    return _forward_hooks([(unet.get_submodule(name), keep(name)) for name in names], seen)
 
 
-@contextlib.contextmanager
 def rewrite(
     unet: nn.Module, names: Iterable[str], change: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Replaces the output of each module named by ``change(output)``.
 
     Raises ValueError where the model has no such module.
     """
-    modules = dict(unet.named_modules())
+    names, modules = list(names), dict(unet.named_modules())
     missing = [name for name in names if name not in modules]
     if missing:
         raise ValueError(
@@ -93,13 +124,14 @@ def rewrite(
             "Diffusion's topology (four up blocks of three layers). Use tfkit.Plain() instead."
         )
     hooks = [(modules[name], lambda module, args, output: change(output)) for name in names]
-    with _forward_hooks(hooks):
-        yield
+    return _forward_hooks(hooks)
 
 
-@contextlib.contextmanager
-def first_nonfinite(model: nn.Module) -> Iterator[list[str]]:
-    """Lists the layer groups whose outputs hold a NaN or an infinity, the first one first."""
+def first_nonfinite(model: nn.Module) -> AbstractContextManager[list[str]]:
+    """Lists the layer groups whose outputs hold a NaN or an infinity, the first one first.
+
+    A group is a direct child of the model, or one block of a list ("down_blocks.1").
+    """
     found: list[str] = []
 
     def check(name):
@@ -112,9 +144,6 @@ def first_nonfinite(model: nn.Module) -> Iterator[list[str]]:
 
     groups = []
     for name, child in model.named_children():
-        children = list(child) if isinstance(child, nn.ModuleList) else None
-        groups += (
-            [(f"{name}.{i}", c) for i, c in enumerate(children)] if children else [(name, child)]
-        )
-    with _forward_hooks((module, check(name)) for name, module in groups):
-        yield found
+        blocks = child.named_children() if isinstance(child, nn.ModuleList) else [("", child)]
+        groups += [(f"{name}.{i}".rstrip("."), block) for i, block in blocks]
+    return _forward_hooks([(module, check(name)) for name, module in groups], found)

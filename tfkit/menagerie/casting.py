@@ -9,9 +9,10 @@ import random
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from tfkit.menagerie import anatomy, scenery
+from tfkit.menagerie import anatomy, scenery, species
 from tfkit.menagerie.vocabulary import (
     ACCESSORIES,
     COATS,
@@ -40,9 +41,9 @@ _HSV = {  # hue, its spread, saturation range, value range
 class Dye:
     """The colours of one animal, and how its pattern lies."""
 
-    base: Tensor
-    mark: Tensor
-    accessory: Tensor
+    base: Float[Tensor, " 3"]
+    mark: Float[Tensor, " 3"]
+    accessory: Float[Tensor, " 3"]
     coat: str
     period: float  # of the pattern, in body units
     shift: complex
@@ -58,9 +59,9 @@ class Actor:
     dye: Dye
     scale: float  # pixels a body unit
     facing: int  # 1 to the right
-    foot_y: float
-    x: Tensor  # (f,) screen position of its middle
-    phase: Tensor  # (f,) of its gait
+    foot_y: float  # screen height of the ground under it
+    x: Float[Tensor, " f"]  # screen position of its middle
+    phase: Float[Tensor, " f"]  # of its gait, radians
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,18 @@ class Scene:
 
     actors: tuple[Actor, ...]  # from the farthest to the nearest
     ground: scenery.Ground
-    camera: Tensor  # (f,) pixels
+    camera: Float[Tensor, " f"]  # pixels
 
 
-def _rgb(color: str, rng: random.Random) -> Tensor:
+def _color(rgb: tuple[float, float, float]) -> Float[Tensor, " 3"]:
+    return torch.tensor(rgb, dtype=torch.float32)
+
+
+def _rgb(color: str, rng: random.Random) -> Float[Tensor, " 3"]:
     hue, spread, saturation, value = _HSV[color]
     h, s, v = rng.gauss(0, 0.5), rng.uniform(*saturation), rng.uniform(*value)
     h = max(-1.0, min(1.0, h))
-    return torch.tensor(colorsys.hsv_to_rgb((hue + spread * h) % 1, s, v))
+    return _color(colorsys.hsv_to_rgb((hue + spread * h) % 1, s, v))
 
 
 def _dye(look: Look, rng: random.Random) -> Dye:
@@ -84,9 +89,9 @@ def _dye(look: Look, rng: random.Random) -> Dye:
     pale = rng.random() < 0.35
     strength = rng.uniform(0.36, 0.5)
     if look.color == "white":
-        mark = torch.tensor([0.42, 0.40, 0.40]) * (1 + 0.4 * (strength - 0.43))
+        mark = _color((0.42, 0.40, 0.40)) * (1 + 0.4 * (strength - 0.43))
     elif look.color == "black" or pale:
-        mark = torch.lerp(base, torch.tensor([0.98, 0.94, 0.86]), 0.62 + 0.3 * (strength - 0.43))
+        mark = torch.lerp(base, _color((0.98, 0.94, 0.86)), 0.62 + 0.3 * (strength - 0.43))
     else:
         mark = base * strength
     accessory = _rgb(rng.choice(COLORS), rng)
@@ -98,36 +103,39 @@ def _dye(look: Look, rng: random.Random) -> Dye:
 
 def _complete(look: Look, rng: random.Random) -> Look:
     """Draws what the caption leaves open, and draws it too where the caption does not."""
-    species, color, coat = rng.choice(SPECIES), rng.choice(COLORS), rng.choice(COATS)
-    accessory = rng.choice(ACCESSORIES) if rng.random() < 0.3 else None
+    drawn = Look(rng.choice(SPECIES), rng.choice(COLORS), rng.choice(COATS))
+    if rng.random() < 0.3:
+        drawn = replace(drawn, accessory=rng.choice(ACCESSORIES))
     return Look(
-        look.species or species,
-        look.color or color,
-        look.coat or coat,
-        look.accessory or accessory,
+        look.species or drawn.species,
+        look.color or drawn.color,
+        look.coat or drawn.coat,
+        look.accessory or drawn.accessory,
     )
 
 
 def stage(description: Description, frames: int, seed: int, start: int = 0) -> Scene:
-    """Casts the actors and sets their paths; all a caption leaves open comes from ``seed``."""
+    """Casts the actors and sets their paths; all a caption leaves open comes from ``seed``.
+
+    The scene is that of frames ``start`` to ``start + frames - 1`` of an endless clip.
+    """
     rng = random.Random(f"scene {seed}")
     drawn = rng.choice(GROUNDS)
-    ground = scenery.draw(description.ground or drawn, rng)
+    ground = scenery.random_ground(description.ground or drawn, rng)
     time = torch.arange(start, start + frames, dtype=torch.float64)
-    count = len(description.looks)
     sway = rng.uniform(3, 9) * torch.sin(time * rng.uniform(0.08, 0.16) + rng.uniform(0, 6.28))
-    x0, leader_facing = 64 + rng.uniform(-12, 12), rng.choice((1, -1))
-    herd = [i for i, (_, n) in enumerate(description.groups) for _ in range(n)]
+    x0, leader_facing = SIZE / 2 + rng.uniform(-12, 12), rng.choice((1, -1))
+    looks, herd = description.looks, description.herds
     actors: list[Actor] = []
-    for i, look in enumerate(description.looks):
+    for i, look in enumerate(looks):
         own, group = random.Random(f"actor {seed} {i}"), random.Random(f"look {seed} {herd[i]}")
         look = _complete(look, group)
         dye = _dye(look, group)
         dye = replace(dye, shift=dye.shift + complex(own.random(), own.random()) * (i > 0))
-        animal = anatomy.dress(anatomy.build(look.species), look.accessory)
+        animal = species.build(look.species, look.accessory)
         near = own.uniform(0, 1)  # how near to the camera: lower in the picture and larger
         foot_y = ground.horizon + 16 + near * (108 - ground.horizon - 4) + 4
-        scale = (51 + 14 * near) * (1.0 if count == 1 else 0.84) * own.uniform(0.92, 1.08)
+        scale = (51 + 14 * near) * (1.0 if len(looks) == 1 else 0.84) * own.uniform(0.92, 1.08)
         facing = leader_facing if i == 0 or own.random() < 0.55 else -leader_facing
         rate = own.uniform(0.26, 0.36)
         phase = rate * time + own.uniform(0, 6.28)
@@ -135,7 +143,7 @@ def stage(description: Description, frames: int, seed: int, start: int = 0) -> S
         side = own.uniform(20, 40) * own.choice((1, -1))
         if i == 0:  # the camera goes with the first, not quite in step
             leader, camera, x = speed, speed * time - sway, x0 + sway
-        else:  # who leaves comes back on the other side
+        else:  # the others are beside it at frame 8, and who leaves comes back on the other side
             x = x0 + side + (speed - leader) * (time - 8) + sway
             x = (x + 80) % (SIZE + 160) - 80
         actors.append(Actor(look, animal, dye, scale, facing, foot_y, x, phase))

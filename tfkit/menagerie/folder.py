@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from tfkit.menagerie import vocabulary
 
@@ -73,11 +73,20 @@ def save_text_encoder(model: CLIPTextModel, folder: Path) -> None:
 
     transformers 5 alone would leave the prefix "text_model." out of a newly built model's.
     """
-    model.save_pretrained(folder)
+    save_half(model, folder)
     path = folder / "model.safetensors"
     prefix, state = "text_model.", load_file(path)
     named = {prefix + name.removeprefix(prefix): value for name, value in state.items()}
     save_file(named, path, metadata={"format": "pt"})
+
+
+def save_half(model: CLIPModel | CLIPTextModel, folder: Path) -> None:
+    """Saves a transformers model in float16 that loads in float32, as diffusers loads the rest."""
+    model.half().save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("dtype", None)
+    path.write_text(json.dumps(config | {"torch_dtype": "float32"}, indent=2) + "\n")
 
 
 def text_config(tokenizer: CLIPTokenizer) -> dict:

@@ -27,6 +27,7 @@ from tfkit.menagerie import casting, vocabulary
 from tfkit.menagerie.data import captions, dataset, pick
 from tfkit.menagerie.folder import (
     WEIGHTS,
+    save_half,
     save_text_encoder,
     text_config,
     vision_config,
@@ -44,6 +45,11 @@ def tokenize(tokenizer, texts: list[str], device) -> dict[str, Tensor]:
     return {"input_ids": out.input_ids.to(device)}
 
 
+def held_out(args):
+    """Frames and descriptions that no stage trains on."""
+    return dataset(args.work, min(640, args.images), first_seed=500_000)
+
+
 def train_clip(args):
     """Stage 1: frames and captions find each other; equal captions count as one."""
     tokenizer = write_tokenizer(args.out / "tokenizer")
@@ -52,7 +58,7 @@ def train_clip(args):
     )
     model = CLIPModel(config).to(args.device)
     frames, descriptions = dataset(args.work, args.images)
-    held, held_descriptions = dataset(args.work, 640, first_seed=500_000)
+    held, held_descriptions = held_out(args)
     rng, size = random.Random(0), vision_config()["image_size"]
     run = Run("clip", model, args, rate=1e-3, ema=0.995)
 
@@ -71,14 +77,14 @@ def train_clip(args):
         return {f"reads {kind}": rate for kind, rate in rates.items()}
 
     run.train(args.minutes, loss_of, report=report)
-    run.average.half().save_pretrained(args.out / "clip")
+    save_half(run.average, args.out / "clip")
     write_tokenizer(args.out / "clip")
     text = CLIPTextModel(run.average.config.text_config)
     tower = {k: v for k, v in run.average.state_dict().items() if k.startswith("text_model.")}
     own = text.state_dict()
     prefix = "" if next(iter(own)).startswith("text_model.") else "text_model."
     text.load_state_dict({k.removeprefix(prefix): v.float() for k, v in tower.items()})
-    save_text_encoder(text.half(), args.out / "text_encoder")
+    save_text_encoder(text, args.out / "text_encoder")
 
 
 @torch.no_grad()
@@ -120,20 +126,25 @@ def train_vae(args):
     """Stage 2: crops in and out of four channels at a quarter of the size."""
     model = AutoencoderKL(**vae_config()).to(args.device, memory_format=torch.channels_last)
     frames, _ = dataset(args.work, args.images)
-    held, _ = dataset(args.work, 640, first_seed=500_000)
-    run = Run("vae", model, args, rate=1.5e-3)
+    held, _ = held_out(args)
+    run = Run("vae", model, args, rate=2e-3)
 
     def loss_of():
-        images, _ = pick(frames, 16, args.device)
+        images, _ = pick(frames, 8, args.device)
         y, x = (int(torch.randint(casting.SIZE - 64 + 1, ())) for _ in range(2))
-        images = images[..., y : y + 64, x : x + 64].contiguous(memory_format=torch.channels_last)
+        images = images[..., y : y + 64, x : x + 64]
+        if torch.rand(()) < 0.5:  # the world has little magenta and cyan; a VAE needs every hue
+            images = images[:, torch.randperm(3)]
+        images = images.contiguous(memory_format=torch.channels_last)
         target = images * 2 - 1
         posterior = model.encode(target).latent_dist
         out = model.decode(posterior.sample()).sample
         error = out - target
         edges = sum((error.diff(dim=d) ** 2).mean() for d in (-1, -2))  # keeps outlines sharp
         kl = posterior.kl().mean() / target[0].numel()
-        return (error**2).mean() * 4 + error.abs().mean() + edges + 1e-4 * kl, len(images)
+        color = (F.avg_pool2d(error, 8) ** 2).mean()  # four channels would rather drop a hue
+        detail = (error**2).mean() * 4 + error.abs().mean() + edges
+        return detail + 20 * color + 1e-4 * kl, len(images)
 
     @torch.no_grad()
     def report(average):
@@ -148,6 +159,8 @@ def train_vae(args):
 
     run.train(args.minutes, loss_of, report=report)
     vae = run.average
+    for stale in args.work.glob("latents-*.safetensors"):  # another VAE's
+        stale.unlink()
     with torch.no_grad():
         std = vae.encode(held[:128].to(args.device).float() / 127.5 - 1).latent_dist.mean.std()
     vae.register_to_config(scaling_factor=round(1 / std.item(), 5), force_upcast=False)
@@ -185,7 +198,8 @@ def latents_of(vae, frames: Tensor, size: int, device, path: Path) -> Tensor:
                     images = F.interpolate(images, size=(size, size), mode="area")
                 latents = vae.encode(images * 2 - 1).latent_dist.mean
                 out.append((latents * vae.config.scaling_factor).half().cpu())
-        save_file({"latents": rearrange(torch.cat(out), "(m n) c h w -> m n c h w", m=2)}, path)
+        both = rearrange(torch.cat(out), "(m n) c h w -> m n c h w", m=2)
+        save_file({"latents": both.contiguous()}, path)
     return load_file(path)["latents"]
 
 

@@ -27,6 +27,9 @@ _PHRASES = {
 _PLURALS = {"foxes": "fox", "fish": "fish", "animals": "animal"} | {
     f"{name}s": name for name in SPECIES if name not in ("fox", "fish")
 }
+_KINDS = {  # attribute words and what they say
+    word: kind for kind, words in {**ATTRIBUTES, "accessory": ACCESSORIES}.items() for word in words
+}
 _NOUNS = {**{name: name for name in (*SPECIES, "animal")}, **_PLURALS}
 _NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3}
 _NUMBER_WORDS = {2: "two", 3: "three"}
@@ -73,6 +76,11 @@ class Description:
         """One look for each animal, herd mates repeated."""
         return tuple(look for look, count in self.groups for _ in range(count))
 
+    @property
+    def herds(self) -> tuple[int, ...]:
+        """For each animal, the number of its group."""
+        return tuple(i for i, (_, count) in enumerate(self.groups) for _ in range(count))
+
 
 def known_words() -> str:
     """The vocabulary, as the text that error messages end with."""
@@ -83,30 +91,47 @@ def known_words() -> str:
     )
 
 
-def _kind(word: str) -> str | None:
-    kinds = {**ATTRIBUTES, "accessory": ACCESSORIES}
-    return next((kind for kind, words in kinds.items() if word in words), None)
+def _words_of(caption: str) -> list[str]:
+    """Its words and commas, synonyms replaced; digits and foreign letters make words too."""
+    words = re.findall(r"[^\W_]+|,", caption.lower())
+    return [_SYNONYMS.get(word, word) for word in words]
 
 
 def unknown_words(caption: str) -> list[str]:
     """The words of a caption that are outside the vocabulary, sorted."""
-    known = {*_NOUNS, *_NUMBERS, *_FILLERS, *COLORS, *COATS, *GROUNDS, *ACCESSORIES}
-    return sorted({word for word in _words_of(caption) if word not in known and word != ","})
+    known = {*_NOUNS, *_NUMBERS, *_FILLERS, *_KINDS, ","}
+    return sorted({*_words_of(caption)} - known)
 
 
-def _words_of(caption: str) -> list[str]:
-    words = re.findall(r"[a-z]+|,", caption.lower())
-    return [_SYNONYMS.get(word, word) for word in words]
+def _agree(caption: str, kind: str, before: str | None, word: str) -> str:
+    """``word``, unless something else has been said of the one animal or scene."""
+    if before in (None, word):
+        return word
+    one = "scene" if kind == "ground" else "animal"
+    raise ValueError(
+        f"caption {caption!r} gives one {one} the {kind} {before!r} and the {kind} {word!r}; "
+        f"name one{', or join two animals with and' if one == 'animal' else ''}."
+    )
+
+
+def _say(caption: str, look: Look, said: dict[str, str]) -> Look:
+    """The look with what has been ``said``, which is then forgotten."""
+    new = {kind: _agree(caption, kind, getattr(look, kind), word) for kind, word in said.items()}
+    said.clear()
+    return replace(look, **new)
 
 
 def parse(caption: str) -> Description:
     """Reads a caption in any word order: ``"dog striped snow"`` as well as whole sentences.
 
     An attribute belongs to the next animal named, or to the last one where none follows before
-    an "and" or a comma. Raises ValueError for words outside the vocabulary (naming them, and the
-    words that are known), for contradictions and for more than three animals.
+    an "and" or a comma; after an article or a number always to the next. Raises ValueError for
+    words outside the vocabulary (naming them, and the words that are known), for contradictions
+    and for more than three animals.
     """
-    words, unknown = _words_of(caption), unknown_words(caption)
+    if not isinstance(caption, str):
+        raise ValueError(f"caption={caption!r}: expected text, such as 'a striped cat on snow'")
+    unknown = unknown_words(caption)
     if unknown:
         raise ValueError(
             f"caption {caption!r} has words the menagerie does not know: {', '.join(unknown)}. "
@@ -114,51 +139,31 @@ def parse(caption: str) -> Description:
         )
 
     groups: list[tuple[Look, int]] = []
-    ground, pending, number = None, {}, None
-
-    def attach(look: Look) -> Look:
-        for kind, value in pending.items():
-            if getattr(look, kind) not in (None, value):
-                raise ValueError(
-                    f"caption {caption!r} gives one animal two {kind}s, {getattr(look, kind)!r} "
-                    f"and {value!r}; name one, or join two animals with 'and'."
-                )
-        look = replace(look, **pending)
-        pending.clear()
-        return look
-
-    for word in words:
-        kind = _kind(word)
+    said: dict[str, str] = {}  # attributes whose animal is not known yet
+    ground, number = None, None
+    for word in _words_of(caption):
         if word in _NOUNS:
-            plural = word in _PLURALS and word != "fish"
             species = None if _NOUNS[word] == "animal" else _NOUNS[word]
-            groups.append((attach(Look(species)), number or (2 if plural else 1)))
+            least = 2 if word in _PLURALS and word != "fish" else 1
+            groups.append((_say(caption, Look(species), said), max(number or 1, least)))
             number = None
-        elif kind == "ground":
-            if ground not in (None, word):
-                raise ValueError(
-                    f"caption {caption!r} names two grounds, {ground!r} and {word!r}; name one."
-                )
-            ground = word
-        elif kind:
-            if pending.get(kind, word) != word:
-                raise ValueError(
-                    f"caption {caption!r} gives one animal two {kind}s, {pending[kind]!r} and "
-                    f"{word!r}; name one, or join two animals with 'and'."
-                )
-            pending[kind] = word
         elif word in _NUMBERS:
             number = _NUMBERS[word]
-        elif word in ("and", ",") and groups and pending:
-            groups[-1] = (attach(groups[-1][0]), groups[-1][1])
-    if groups and pending:
-        groups[-1] = (attach(groups[-1][0]), groups[-1][1])
-    if not groups:
-        groups = [(attach(Look()), number or 1)]
-    if sum(count for _, count in groups) > MOST_ANIMALS:
+        elif word in ("and", ",") and groups and number is None:
+            groups[-1] = (_say(caption, groups[-1][0], said), groups[-1][1])
+        elif word in GROUNDS:
+            ground = _agree(caption, "ground", ground, word)
+        elif word in _KINDS:
+            kind = _KINDS[word]
+            said[kind] = _agree(caption, kind, said.get(kind), word)
+        if word in (*GROUNDS, *ACCESSORIES) and number == 1:
+            number = None  # the article was theirs: "a dog wearing a hat"
+    look, count = groups.pop() if groups else (Look(), number or 1)
+    groups.append((_say(caption, look, said), count))
+    count = sum(count for _, count in groups)
+    if count > MOST_ANIMALS:
         raise ValueError(
-            f"caption {caption!r} asks for {sum(count for _, count in groups)} animals; "
-            f"a clip holds one to {MOST_ANIMALS}."
+            f"caption {caption!r} asks for {count} animals; a clip holds one to {MOST_ANIMALS}."
         )
     return Description(tuple(groups), ground)
 
@@ -187,27 +192,29 @@ def change(description: Description, **attributes: str) -> Description:
     return Description(((replace(look, **attributes), count), *others), ground)
 
 
+def _some(value: str | None, share: float, rng: random.Random) -> str | None:
+    """The value in this share of cases, else None."""
+    return value if rng.random() < share else None
+
+
 def forget(description: Description, rng: random.Random, keep: float = 0.65) -> Description:
     """Leaves each attribute open with probability ``1 - keep``: how training captions are made.
 
-    One caption in twelve loses everything, down to "an animal".
+    The species and the ground are kept more often, an accessory half as often. One caption in
+    twelve loses everything, down to "an animal".
     """
     if rng.random() < 1 / 12:
         keep = 0.0
-
-    def some(value, share):
-        return value if rng.random() < share else None
-
     groups = tuple(
         (
             Look(
-                some(look.species, min(1.0, keep * 1.35)),
-                some(look.color, keep),
-                some(look.coat, keep),
-                some(look.accessory, keep * 0.5),
+                _some(look.species, keep * 1.35, rng),
+                _some(look.color, keep, rng),
+                _some(look.coat, keep, rng),
+                _some(look.accessory, keep * 0.5, rng),
             ),
             count,
         )
         for look, count in description.groups
     )
-    return Description(groups, some(description.ground, keep * 1.2))
+    return Description(groups, _some(description.ground, keep * 1.2, rng))
