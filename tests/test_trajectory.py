@@ -88,6 +88,15 @@ def test_levels_are_mapped_and_changes_never_reach_the_file(tmp_path):
         folder[8]
 
 
+def test_the_digest_is_of_values_in_any_layout_and_dtype():
+    x = torch.rand(2, 4, 3, 1)
+    channels_last = x.to(memory_format=torch.channels_last)
+    assert trajectory.digest(x) == trajectory.digest(channels_last) != trajectory.digest(x + 1)
+    one = torch.rand(1, 4, 1, 1).to(memory_format=torch.channels_last)[:, :1]
+    assert trajectory.digest(one) == trajectory.digest(one.clone())
+    assert trajectory.digest(x.bfloat16()) != trajectory.digest(x.half())
+
+
 def test_a_finished_folder_is_read_and_not_computed(model, latents, uninterrupted, tmp_path):
     invert(model, latents, folder=tmp_path)
     passes, handle = count_passes(model)
