@@ -300,21 +300,6 @@ MISSING = {
 MISTAKES = INVERT | EDIT | SETTINGS | TOKENS | MODEL | FILM | VIDEO
 
 
-# Known, and to be mended where they arise; then this set goes.
-REPORTED = {
-    "seed", "method", "method class", "propagation", "ragged keyframes",
-    "keyframes in words", "one for each interval", "a field of lists", "components", "not fitted",
-}  # fmt: skip
-
-
-CASES = [
-    pytest.param(name, marks=[pytest.mark.xfail(strict=False, reason="reported")])
-    if name in REPORTED
-    else name
-    for name in MISTAKES | MISSING
-]
-
-
 @pytest.fixture(scope="module")
 def have(pipeline_folder):
     model = tfkit.load(pipeline_folder, device="cpu", dtype=torch.float32)
@@ -324,7 +309,7 @@ def have(pipeline_folder):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", MISTAKES | MISSING)
 def test_a_mistake_is_answered(have, name, tmp_path, capfd):
     call, message = (MISTAKES | MISSING)[name]
     folder = tmp_path / "empty"

@@ -29,6 +29,9 @@ def nearest_neighbors(query: Tensor, keys: Tensor) -> Field:
     query: (n, d), keys: (m, d); leading batch dimensions, equal in both, are taken pairwise.
     Raises ValueError where the shapes do not fit.
     """
+    if not isinstance(query, Tensor) or not isinstance(keys, Tensor):
+        kinds = f"query is a {type(query).__name__}, keys a {type(keys).__name__}"
+        raise ValueError(f"{kinds}; expected tensors (n, d) and (m, d)")
     if query.ndim < 2 or query.ndim != keys.ndim or query.shape[:-2] != keys.shape[:-2]:
         raise ValueError(
             f"query {tuple(query.shape)} and keys {tuple(keys.shape)}: expected (n, d) and (m, d), "

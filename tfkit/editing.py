@@ -67,11 +67,21 @@ def edit(
     if not number or not math.isfinite(guidance):
         raise ValueError(f"guidance={guidance!r}: expected a finite number; 7.5 is usual")
     check_whole("batch", batch)
-    rows = propagation.draw(frames, steps, seed)
-    if keyframes is not None:
-        if rows is None:
-            raise ValueError(f"{type(propagation).__name__} takes no keyframes; leave them out")
+    check_whole("seed", seed, least=0)
+    for name, value, kind in (
+        ("method", method, Method),
+        ("propagation", propagation, Propagation),
+    ):
+        if isinstance(value, type) or not isinstance(value, kind):
+            raise ValueError(
+                f"{name}={value!r}: expected an object such as tfkit.PlugAndPlay() for the method, "
+                "tfkit.TokenFlow() for the propagation"
+            )
+    if keyframes is None:
+        rows = propagation.draw(frames, steps, seed)
+    else:
         rows = check_keyframes(keyframes, frames, steps)
+        propagation.check(rows, frames)
 
     reads_source = method.reads_source or propagation.reads_source
     texts = [source.prompt] * reads_source + [negative_prompt] * (guidance != 1) + [prompt]
@@ -95,7 +105,8 @@ def edit(
         return propagation.predict(run, attention, frames, row, batch)
 
     timesteps = source.timesteps[first:]
-    x = (source.at(timesteps[0]) if timesteps else source.clean).to(model.device, model.precision)
+    x = source.at(timesteps[0]) if timesteps else source.clean.clone()
+    x = x.to(model.device, model.precision)
     own = attention is None  # the model's own self-attention
     with nullcontext() if own else hooks.processor(model.unet, attention):
         x = sample(model, x, timesteps, noise_of, label="edit", progress=progress)

@@ -51,7 +51,13 @@ def check_keyframes(keyframes, frames: int, steps: int) -> Int[Tensor, "steps k"
 
     Raises ValueError unless they are whole numbers, inside the clip, and ascending in each step.
     """
-    rows = torch.as_tensor(keyframes)
+    try:
+        rows = torch.as_tensor(keyframes)
+    except (ValueError, TypeError, RuntimeError):
+        raise ValueError(
+            f"keyframes={keyframes!r}: expected whole numbers (steps, k) or (k,), every step with "
+            "as many"
+        ) from None
     whole = not rows.is_floating_point() and rows.dtype != torch.bool
     if not whole or rows.ndim not in (1, 2) or not rows.numel():
         raise ValueError(

@@ -12,6 +12,8 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from tfkit.diffusion import check_whole
+
 Tokens = Tensor | Mapping[str, Tensor]  # (..., d), or one such for each layer
 
 
@@ -20,6 +22,9 @@ class TokenPCA:
     """The first principal components of tokens; signs are set so that they stay from run to run."""
 
     components: int = 3
+
+    def __post_init__(self):
+        check_whole("components", self.components)
 
     def fit(self, tokens: Tokens) -> "TokenPCA":
         """Finds the basis of all tokens (..., d), of all layers given, together. Returns itself.
@@ -58,8 +63,9 @@ class TokenPCA:
         """Colours in [0, 1]: each component between its 1st and 99th percentile of the fit."""
         if isinstance(tokens, Mapping):
             return {name: self.to_rgb(value) for name, value in tokens.items()}
+        scores = self.transform(tokens)
         low, high = (torch.from_numpy(v.astype(np.float32)) for v in (self._low, self._high))
-        return ((self.transform(tokens) - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+        return ((scores - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
 
 
 def _rows(tokens: Tokens) -> np.ndarray:

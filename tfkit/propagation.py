@@ -28,6 +28,10 @@ class Propagation(Protocol):
         """The keyframes of each step, or None where there are none."""
         ...
 
+    def check(self, keyframes: Tensor, frames: int) -> None:
+        """Raises ValueError unless keyframes that were given (steps, k) suit it."""
+        ...
+
     def attention(self, branches: int, source: bool) -> Any:
         """The self-attention processor for the whole edit, or None for the model's own."""
         ...
@@ -48,6 +52,9 @@ class PerFrame:
     def draw(self, frames, steps, seed) -> None:
         return None
 
+    def check(self, keyframes, frames) -> None:
+        raise ValueError("PerFrame takes no keyframes; leave them out")
+
     def attention(self, branches, source) -> None:
         return None
 
@@ -63,6 +70,9 @@ class ExtendedAttention:
 
     def draw(self, frames, steps, seed) -> None:
         return None
+
+    def check(self, keyframes, frames) -> None:
+        raise ValueError("ExtendedAttention takes no keyframes; leave them out")
 
     def attention(self, branches, source) -> JointAttention:
         return JointAttention(branches, source)
@@ -110,6 +120,14 @@ class TokenFlow:
         fixed = self.keyframes == "fixed"
         return draw_keyframes(frames, self.interval, steps, fixed=fixed, seed=seed)
 
+    def check(self, keyframes, frames) -> None:
+        wanted = -(-frames // self.interval)
+        if self.variant == "reference" and keyframes.shape[1] != wanted:
+            raise ValueError(
+                f"{keyframes.shape[1]} keyframes: the reference variant takes one for each "
+                f"interval, {wanted} for {frames} frames at interval {self.interval}"
+            )
+
     def attention(self, branches, source) -> FlowAttention:
         live = self.variant == "reference"
         return FlowAttention(branches, self.field or ("input" if live else "output"), live)
@@ -122,7 +140,6 @@ class TokenFlow:
                 torch.ones(frames, dtype=torch.bool).index_fill(0, keyframes, False).nonzero()[:, 0]
             )
         else:  # every frame is carried, the keyframes' own noise is dropped
-            self._check(frames, keyframes)
             todo = torch.arange(frames)
         out = noise.new_empty(frames, *noise.shape[1:])
         out[keyframes] = noise
@@ -134,11 +151,3 @@ class TokenFlow:
             attention.neighbors = near.to(noise.device)
             out[chunk] = run(chunk)
         return out
-
-    def _check(self, frames: int, keyframes: Tensor) -> None:
-        wanted = -(-frames // self.interval)
-        if len(keyframes) != wanted:
-            raise ValueError(
-                f"{len(keyframes)} keyframes: the reference variant takes one for each interval, "
-                f"{wanted} for {frames} frames at interval {self.interval}"
-            )
