@@ -64,6 +64,13 @@ def test_paper_variant_equals_the_oracle(model, source, blend, field, keyframes)
     torch.testing.assert_close(ours.latents, theirs, rtol=0, atol=1e-8)
 
 
+def test_keyframes_everywhere_are_joint_attention(model, source):
+    """With every frame a keyframe nothing is left to propagate; one frame alone works too."""
+    flow = edited(model, source, propagation=tfkit.TokenFlow(interval=1))
+    joint = edited(model, source, propagation=tfkit.ExtendedAttention())
+    torch.testing.assert_close(flow.latents, joint.latents, rtol=0, atol=1e-9)
+
+
 def test_per_frame_equals_the_oracle(model, source):
     ours = edited(model, source, propagation=tfkit.PerFrame())
     theirs = oracle.edit_per_frame(

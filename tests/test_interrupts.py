@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 
@@ -124,7 +125,8 @@ def test_an_error_between_the_passes_leaves_no_trace(model, source, monkeypatch)
 # --- a real Ctrl-C --------------------------------------------------------------------------------
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.path.insert(0, sys.argv[1])
 import torch, tfkit
 from pipelines import moving_latents
@@ -155,12 +157,15 @@ def test_a_real_ctrl_c_and_the_same_model_again(pipeline_folder):
         [sys.executable, "-c", SCRIPT, here, str(pipeline_folder)], cwd=os.path.dirname(here),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    timer = threading.Timer(240, process.kill)  # an answer that never comes is a failure
+    timer.start()
     for i in range(4):
         assert process.stdout.readline() == "go\n", process.communicate()
         time.sleep(0.05 + 0.2 * i)
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "stopped\n", process.communicate()
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate()
+    timer.cancel()
     assert output == "same\n" and process.returncode == 0, errors
 
 

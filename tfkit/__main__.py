@@ -56,9 +56,8 @@ def run_edit(args: argparse.Namespace) -> None:
     start, progress = time.perf_counter(), not args.quiet
     model = tfkit.load(args.model, device=args.device)
     model.timesteps(args.steps)
-    clip = tfkit.read_video(
-        args.video, frames=args.frames, start=args.start, size=args.size or model.sample_size
-    )
+    size = model.sample_size if args.size is None else args.size
+    clip = tfkit.read_video(args.video, frames=args.frames, start=args.start, size=size)
     strange = unknown_words(args.prompt) if args.model == "menagerie" else []
     if strange:
         print(f"note: the menagerie does not know {', '.join(strange)}; it knows {known_words()}")

@@ -143,7 +143,7 @@ class TokenFlow:
             todo = torch.arange(frames)
         out = noise.new_empty(frames, *noise.shape[1:])
         out[keyframes] = noise
-        for chunk in todo.split(batch):
+        for chunk in todo.split(batch) if len(todo) else ():
             if self.variant == "paper":
                 near = paper_neighbors(chunk, keyframes, self.blend)
             else:
