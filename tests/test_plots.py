@@ -158,3 +158,35 @@ def test_what_cannot_be_drawn_is_refused(name, arguments, message):
 def test_a_sheet_needs_columns(options):
     with pytest.raises(ValueError, match=r"columns=.*, every=.*; expected 1 or more"):
         contact_sheet(CLIPS, **options)
+
+
+# The menagerie's truth, drawn
+
+
+def test_flow_is_drawn_by_direction_and_length():
+    flow = torch.zeros(1, 2, 4, 4)
+    flow[0, 0, 0, 0], flow[0, 0, 0, 1], flow[0, 0, 0, 2] = 4.0, -4.0, 2.0
+    colors = plots.flow_colors(flow)
+    assert colors.shape == (1, 3, 4, 4) and (colors[..., 1:, :] == 1).all()  # stands still: white
+    right, left, slow = colors[0, :, 0, 0], colors[0, :, 0, 1], colors[0, :, 0, 2]
+    torch.testing.assert_close(right, torch.tensor([1.0, 0.0, 0.0]))
+    torch.testing.assert_close(left, torch.tensor([0.0, 1.0, 1.0]))
+    torch.testing.assert_close(slow, torch.tensor([1.0, 0.5, 0.5]))
+    torch.testing.assert_close(plots.flow_colors(flow, reach=8.0)[0, :, 0, 0], slow)
+
+
+def test_labels_have_a_colour_each_and_frames_shine_through():
+    labels = torch.tensor([[[0, 1, 2, 12]]])
+    colors = plots.label_colors(labels)
+    assert len(torch.unique(colors[0, :, 0], dim=1).T) == 4
+    under = torch.ones(1, 3, 1, 4)
+    torch.testing.assert_close(plots.label_colors(labels, under), 0.65 * colors + 0.35)
+
+
+def test_what_the_next_frame_hides_is_marked():
+    frames, visible = moving(3), torch.ones(2, 32, 48, dtype=torch.bool)
+    visible[1, 4, 5] = False
+    shown = plots.hide(frames, visible)
+    assert shown.shape == (2, 3, 32, 48)
+    torch.testing.assert_close(shown[1, :, 4, 5], torch.tensor([213, 94, 0]) / 255)
+    torch.testing.assert_close(shown[0], 0.35 * frames[0] + 0.65)

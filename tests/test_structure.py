@@ -16,7 +16,10 @@ ORDER = [
     "keyframes", "attention", "propagation", "methods", "editing", "metrics", "clip", "plots",
     "demo", "__main__",
 ]  # fmt: skip
-RECIPE = {"menagerie.data", "menagerie.loop", "menagerie.folder", "menagerie.training"}
+STAGES = ("data", "loop", "clip", "vae", "unet", "controlnet", "evaluation", "card")
+RECIPE = {"menagerie.folder", "menagerie.training", "menagerie.recipe"} | {
+    f"menagerie.recipe.{name}" for name in STAGES
+}
 FILES = {
     ".".join(path.relative_to(HOUSE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in HOUSE.rglob("*.py")

@@ -10,8 +10,8 @@ from diffusers import StableDiffusionPipeline
 
 import tfkit
 from tfkit.menagerie import vocabulary
-from tfkit.menagerie.data import captions, dataset, dead_leaves, pick
 from tfkit.menagerie.folder import write_tokenizer
+from tfkit.menagerie.recipe.data import captions, dataset, dead_leaves, pick
 from tfkit.menagerie.training import main
 
 IMAGES = ["--images", "30", "--size", "64", "--batch", "4", "--device", "cpu"]
@@ -39,8 +39,8 @@ def test_training_goes_on_where_it_stopped(trained):
     before = json.loads((work / "unet.json").read_text())
     main(["unet", "--minutes", "0.01", "--work", str(work), "--out", str(out), "--resume", *IMAGES])
     after = json.loads((work / "unet.json").read_text())
-    assert after["step"] > before["step"] and after["seconds"] > before["seconds"]
-    assert after["samples"] - before["samples"] == 4 * (after["step"] - before["step"])
+    assert after["steps"] > before["steps"] and after["minutes"] > before["minutes"]
+    assert after["samples"] - before["samples"] == 4 * (after["steps"] - before["steps"])
     assert not list(work.glob("*.part"))
 
 

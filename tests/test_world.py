@@ -165,7 +165,7 @@ def part_places(actor, i):
         turn = part.angle + amplitude * (offset + math.sin(frequency * t + shift))
         turn0, at0 = placed[part.parent] if part.parent >= 0 else (0.0, 0j)
         placed.append((turn0 + turn, at0 + part.joint * cmath.rect(1, turn0)))
-    height = animal.foot + animal.flight - animal.bob * math.sin(2 * t)
+    height = animal.foot + animal.flight + animal.bob * (1 + math.sin(2 * t))
     middle = complex(actor.x[i].item(), actor.foot_y - height * actor.scale)
 
     def screen(z):

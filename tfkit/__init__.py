@@ -4,7 +4,7 @@ from tfkit import menagerie
 from tfkit.correspondence import Field, nearest_neighbors
 from tfkit.diffusion import LatentDiffusion, NonFiniteError
 from tfkit.editing import Edit, edit
-from tfkit.inversion import invert, reconstruct
+from tfkit.inversion import generate, invert, reconstruct
 from tfkit.loading import load
 from tfkit.methods import Plain, PlugAndPlay, SDEdit
 from tfkit.pca import TokenPCA
@@ -18,6 +18,6 @@ __version__ = "0.1.0"
 __all__ = [
     "Clip", "Edit", "ExtendedAttention", "Field", "LatentDiffusion", "NonFiniteError", "PerFrame",
     "Plain", "PlugAndPlay", "SDEdit", "TokenFlow", "TokenPCA", "Trajectory", "edit",
-    "extract_tokens", "invert", "load", "menagerie", "nearest_neighbors", "open_trajectory",
-    "read_video", "reconstruct", "write_video",
+    "extract_tokens", "generate", "invert", "load", "menagerie", "nearest_neighbors",
+    "open_trajectory", "read_video", "reconstruct", "write_video",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ refinement evaluates it at the point it leads to, which is what sampling will se
 Memory: the latents of every level (in a folder: of two), and one batch of activations.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -131,6 +131,49 @@ def sample(
         after = timesteps[i + 1] if i + 1 < len(timesteps) else None
         x = ddim_step(x, noise, model.alpha(t), model.alpha(after))
     return x
+
+
+@torch.no_grad()
+def generate(
+    model: LatentDiffusion,
+    prompts: str | Sequence[str],
+    *,
+    steps: int = 25,
+    guidance: float = 7.5,
+    negative_prompt: str = "",
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+    batch: int = 8,
+    progress: bool = True,
+) -> Float[Tensor, "n 3 h w"]:
+    """One picture for each prompt, sampled with DDIM and classifier-free guidance.
+
+    size: (height, width) in pixels, by default the model's own. Each picture has noise of its own,
+    drawn from ``seed`` on the CPU, so it is the same on every device and in every batch.
+    Raises ValueError for bad values, NonFiniteError where the model overflows.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts:
+        raise ValueError("prompts is empty; expected one text or more")
+    check_whole("batch", batch)
+    check_whole("seed", seed, least=0)
+    height, width = size or (model.sample_size, model.sample_size)
+    shape = (len(prompts), 4, height // model.factor, width // model.factor)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    text = torch.cat([model.embed(prompt) for prompt in prompts])
+    empty = model.embed(negative_prompt)
+
+    def noise_of(step: int, t: int, x: Tensor) -> Tensor:
+        out = []
+        for part, states in zip(x.split(batch), text.split(batch), strict=True):
+            both = torch.cat([empty.expand_as(states), states])
+            without, with_text = model.predict_noise(torch.cat([part, part]), t, both).chunk(2)
+            out.append(without + guidance * (with_text - without))
+        return torch.cat(out)
+
+    x = noise.to(model.device, model.precision)
+    x = sample(model, x, model.timesteps(steps), noise_of, label="generate", progress=progress)
+    return model.decode(x, batch=batch)
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from textwrap import wrap
 import matplotlib
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
+from matplotlib.colors import hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.textpath import TextPath
@@ -145,6 +146,37 @@ def side_by_side(clips: Mapping, *, zoom: int | None = None) -> Float[Tensor, "f
         for i in range(f):
             out[i, :, band : band + high, x : x + w] = resize(frames[i : i + 1].float(), (high, w))
     return out
+
+
+def flow_colors(flow: Float[Tensor, "s 2 h w"], reach: float | None = None) -> Tensor:
+    """Motion as colour (s, 3, h, w): hue the direction, saturation the length, white no motion.
+
+    reach: length in pixels of full saturation; None: the longest in the flow.
+    """
+    if flow.ndim != 4 or flow.shape[1] != 2:
+        raise ValueError(f"flow is {tuple(flow.shape)}; expected (s, 2, h, w) in pixels (x, y)")
+    length = flow.norm(dim=1)
+    reach = float(length.max().clamp(min=1e-6)) if reach is None else reach
+    hue = torch.atan2(flow[:, 1], flow[:, 0]) / (2 * torch.pi) % 1
+    hsv = torch.stack([hue, (length / reach).clamp(0, 1), torch.ones_like(hue)], -1)
+    return torch.from_numpy(hsv_to_rgb(hsv.numpy())).permute(0, 3, 1, 2).float()
+
+
+def label_colors(labels: Int[Tensor, "f h w"], under: Tensor | None = None) -> Tensor:
+    """Labels as colours (f, 3, h, w): 0 is grey, the others have a colour each.
+
+    under: frames (f, 3, h, w) that shine through.
+    """
+    palette = torch.tensor([(0.86, 0.86, 0.86), *matplotlib.colormaps["tab20"].colors])
+    colors = palette[torch.where(labels > 0, (labels - 1) % 20 + 1, 0)].permute(0, 3, 1, 2)
+    return colors if under is None else 0.65 * colors + 0.35 * as_frames(under)
+
+
+def hide(frames, visible: Bool[Tensor, "s h w"]) -> Tensor:
+    """Frames (s, 3, h, w) in which what the next frame does not show is vermilion."""
+    frames = as_frames(frames)[: len(visible)]
+    mark = torch.tensor(to_rgb(MARK), dtype=frames.dtype).view(3, 1, 1)
+    return torch.where(visible[:, None], 0.35 * frames + 0.65, mark)
 
 
 def save(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> Path:

@@ -89,9 +89,11 @@ def _dye(look: Look, rng: random.Random) -> Dye:
     pale = rng.random() < 0.35
     strength = rng.uniform(0.36, 0.5)
     if look.color == "white":
-        mark = _color((0.42, 0.40, 0.40)) * (1 + 0.4 * (strength - 0.43))
-    elif look.color == "black" or pale:
-        mark = torch.lerp(base, _color((0.98, 0.94, 0.86)), 0.62 + 0.3 * (strength - 0.43))
+        mark = _color((0.60, 0.58, 0.58)) * (1 + 0.4 * (strength - 0.43))
+    elif look.color == "black":
+        mark = torch.lerp(base, _color((0.98, 0.94, 0.86)), 0.32 + 0.3 * (strength - 0.43))
+    elif pale:
+        mark = torch.lerp(base, _color((0.98, 0.94, 0.86)), 0.78 + 0.3 * (strength - 0.43))
     else:
         mark = base * strength
     accessory = _rgb(rng.choice(COLORS), rng)

@@ -1,5 +1,6 @@
 """The menagerie's model folder: its tokenizer and the files Stable Diffusion's layout wants."""
 
+import copy
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -82,7 +83,7 @@ def save_text_encoder(model: CLIPTextModel, folder: Path) -> None:
 
 def save_half(model: CLIPModel | CLIPTextModel, folder: Path) -> None:
     """Saves a transformers model in float16 that loads in float32, as diffusers loads the rest."""
-    model.half().save_pretrained(folder)
+    copy.deepcopy(model).half().save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config.pop("dtype", None)
@@ -103,14 +104,14 @@ def text_config(tokenizer: CLIPTokenizer) -> dict:
 def vision_config() -> dict:
     """A small vision transformer: 64 patches of 8 x 8."""
     return {
-        "image_size": 64, "patch_size": 8, "hidden_size": 96, "intermediate_size": 288,
-        "num_hidden_layers": 4, "num_attention_heads": 6, "projection_dim": 64,
+        "image_size": 64, "patch_size": 8, "hidden_size": 128, "intermediate_size": 384,
+        "num_hidden_layers": 5, "num_attention_heads": 8, "projection_dim": 64,
         "hidden_act": "quick_gelu",
     }  # fmt: skip
 
 
 def write_index(folder: Path) -> None:
-    """model_index.json and the image processor's settings: the rest of the hub's layout."""
+    """model_index.json: the rest of the hub's layout."""
     index = {
         "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.0",
         "feature_extractor": [None, None], "image_encoder": [None, None],
@@ -121,6 +122,10 @@ def write_index(folder: Path) -> None:
         "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
     }  # fmt: skip
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_processor(folder: Path) -> None:
+    """The CLIP's image processor: what transformers does to a picture before the vision tower."""
     processor = {
         "image_processor_type": "CLIPImageProcessor", "do_resize": True, "resample": 3,
         "size": {"height": 64, "width": 64}, "do_center_crop": False, "do_rescale": True,
@@ -128,7 +133,4 @@ def write_index(folder: Path) -> None:
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     }  # fmt: skip
-    (folder / "clip").mkdir(exist_ok=True)
-    (folder / "clip" / "preprocessor_config.json").write_text(
-        json.dumps(processor, indent=2) + "\n"
-    )
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")

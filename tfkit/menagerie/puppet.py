@@ -1,8 +1,9 @@
 """Animals on the screen: where each part is in every frame, and what it is painted with."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int
@@ -15,6 +16,10 @@ _FIXED = {
     "dark": (0.13, 0.10, 0.10), "white": (0.97, 0.95, 0.90), "eyewhite": (0.98, 0.97, 0.93),
     "beak": (0.95, 0.66, 0.18), "gold": (0.95, 0.80, 0.30),
 }  # fmt: skip
+
+
+BODY, NEAR_LEGS = 3, 4  # layers
+INK = 0.6  # of the colour that an outline is drawn in
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def pieces(actors: Sequence[Actor]) -> list[Piece]:
         animal = actor.animal
         rotation, origin = (v.to(torch.complex64) for v in anatomy.pose(animal, actor.phase))
         lift = (animal.foot + animal.flight) * actor.scale
-        bob = animal.bob * torch.sin(2 * actor.phase) * actor.scale
+        bob = -animal.bob * (1 + torch.sin(2 * actor.phase)) * actor.scale
         x, y = actor.x.float(), (actor.foot_y - lift + bob).float()
         rest = anatomy.rest(animal)
         for k in sorted(range(len(animal.parts)), key=lambda k: animal.parts[k].layer):
@@ -117,10 +122,22 @@ def _pigment(name: str, dye: Dye) -> Float[Tensor, " 3"]:
     return dye.accessory if name == "accessory" else dye.base.new_tensor(_FIXED[name])
 
 
-def paint(
-    piece: Piece, x: Float[Tensor, "*n"], y: Float[Tensor, "*n"], inside: Float[Tensor, "*n"]
-) -> Float[Tensor, "3 *n"]:
-    """Colours of points of a part's plane; ``inside`` is how many pixels they lie inside it."""
+def skins(cast: Sequence[Piece]) -> Iterator[list[tuple[int, Piece]]]:
+    """Pieces, numbered from 1, in runs that share one outline: a layer's, and body and near legs.
+
+    At a joint the colour of one piece covers the outline of the other, as if skin grew over it.
+    """
+
+    def whose(item: tuple[int, Piece]) -> tuple[int, int]:
+        layer = item[1].part.layer
+        return item[1].actor, BODY if layer == NEAR_LEGS else layer
+
+    for _, skin in groupby(enumerate(cast, 1), whose):
+        yield list(skin)
+
+
+def paint(piece: Piece, x: Float[Tensor, "*n"], y: Float[Tensor, "*n"]) -> Float[Tensor, "3 *n"]:
+    """Colours of points of a part's plane."""
     part, dye, plain = piece.part, piece.dye, (3, *[1] * x.ndim)
     rotation, origin = piece.rest
     rest_x = rotation.real * x - rotation.imag * y + origin.real
@@ -137,5 +154,4 @@ def paint(
     if part.name == "eye":
         return color.expand(3, *x.shape)
     volume = 1.07 - 0.3 * (rest_y + 0.12).clamp(-0.35, 0.5)  # lit from above
-    outline = 0.6 + 0.4 * ((inside + 0.3) / 1.7).clamp(0, 1)
-    return (color * (volume * outline)).clamp(0, 1)
+    return (color * volume).clamp(0, 1)

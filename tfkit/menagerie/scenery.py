@@ -132,7 +132,7 @@ def near_layer(
         plane = _mix((0.49, 0.71, 0.34), (0.27, 0.53, 0.22), _ramp(0.75 * depth + 0.35 * broad))
         blades = noise(grid, u / 3.2, v / 9.0)
         plane = plane * (0.86 + 0.3 * blades)
-        flower = noise(grid, u / 4.5 + 17, v / 4.5 + 5)
+        flower = noise(grid, (u + 0.6 * v) / 5.2 + 17, (v - 0.6 * u) / 5.2 + 5)
         plane = _mix(plane, (0.98, 0.93, 0.66), _ramp((flower - 0.80) * 7))
     elif ground.name == "sand":
         plane = _mix((0.95, 0.84, 0.62), (0.84, 0.67, 0.43), _ramp(0.75 * depth + 0.3 * broad))
@@ -141,11 +141,11 @@ def near_layer(
         plane = plane * (1.0 + 0.055 * ripple)
     elif ground.name == "snow":
         plane = _mix((0.95, 0.97, 1.0), (0.80, 0.87, 0.96), _ramp(0.55 * depth + 0.5 * broad - 0.1))
-        drift = noise(grid, u / 11, v / 4.5)
+        drift = noise(grid, (u + 2.4 * v) / 13, (v - 0.1 * u) / 5)
         plane = plane * (0.96 + 0.07 * drift)
     elif ground.name == "night":
         plane = _mix((0.17, 0.24, 0.40), (0.10, 0.15, 0.28), _ramp(0.8 * depth + 0.3 * broad))
-        plane = plane * (0.8 + 0.45 * noise(grid, u / 4.0, v / 6.0))
+        plane = plane * (0.85 + 0.35 * noise(grid, (u + 0.5 * v) / 5.0, (v - 0.2 * u) / 7.0))
     elif ground.name == "sea":
         plane = _mix((0.25, 0.58, 0.75), (0.07, 0.34, 0.58), _ramp(0.8 * depth + 0.3 * broad))
         bend = 6 * noise(grid, u / 23, v / 15)
@@ -155,7 +155,8 @@ def near_layer(
         plane = _mix(plane, (0.94, 0.98, 1.0), foam * 0.8)
     else:  # autumn
         plane = _mix((0.74, 0.56, 0.32), (0.52, 0.34, 0.20), _ramp(0.75 * depth + 0.3 * broad))
-        leaf, kind = noise(grid, u / 3.6, v / 3.0), noise(grid, u / 6 + 31, v / 6 + 7)
+        s, t = u + 0.7 * v, v - 0.7 * u  # aslant, so that the lattice does not show
+        leaf, kind = noise(grid, s / 4.4, t / 3.7), noise(grid, s / 7.3 + 31, t / 7.3 + 7)
         fallen = _mix((0.86, 0.42, 0.14), (0.93, 0.72, 0.22), _ramp((kind - 0.35) * 3))
         plane = torch.lerp(plane, fallen, _ramp((leaf - 0.56) * 6))
     return plane * torch.tensor(ground.tint, dtype=u.dtype).reshape(3, *[1] * u.ndim)

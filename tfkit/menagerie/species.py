@@ -7,6 +7,7 @@ builder with a row of measures each.
 import math
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 from tfkit.menagerie.anatomy import Animal, Part
 
@@ -45,8 +46,9 @@ def _quadruped(
     """Builds a four-legged animal.
 
     hip, chest: radii of the body's ends. skull: (length, r, angle). muzzle: (length, r1, r2, radius
-    of the nose), none of length 0. ear: (kind, length, width, angle). tail: (segments, length, r1,
-    r2, angle, curl, paint of its tip). sway: of the legs. extras: adds (parts, body, neck, head).
+    of the nose), none of length 0. ear: (kind, length, width, angle). tail: (radii along it,
+    length, angle, curl, paint of its tip). sway: of the legs. extras: adds (parts, body, neck,
+    head).
     """
     b = _Parts()
     body = b.add("body", -1, complex(-length / 2, 0), -rise, length, hip, chest, "coat", 3,
@@ -90,22 +92,20 @@ def _ears(b, head, r, kind, length, width, angle):
         b.add("ear", head, complex(-r * 0.35, -r * 0.62), DOWN + angle, length, width * 0.7, width,
               "mark", 8, (0.14, 2.0, 0.5, 0.0))  # fmt: skip
     else:  # "fan": the elephant's
+        b.add("ear", head, complex(r * 0.6, -r * 0.3), -DOWN * 0.75, length * 0.5, width * 0.65,
+              width * 0.6, "far", 5, (0.10, 1.0, 0.3, 0.0))  # fmt: skip
         b.add("ear", head, complex(-r * 0.15, -r * 0.15), DOWN + angle, length, width, width * 0.7,
               "far", 8, (0.10, 1.0, 0.3, 0.0))  # fmt: skip
 
 
-def _tail(b, body, hip, segments, length, r1, r2, angle, curl, tip):
-    parent, joint = body, complex(-hip * 0.75, -hip * 0.35)
-    turn = math.pi + angle
-    for i in range(segments):
-        f0, f1 = i / segments, (i + 1) / segments
-        last = i == segments - 1
-        parent = b.add(
-            "tail", parent, joint, turn, length / segments, r1 + (r2 - r1) * f0,
-            r1 + (r2 - r1) * f1, tip if last else "coat", 2,
-            (0.13 + 0.05 * i, 1.0, -0.7 * i, 0.0),
-        )  # fmt: skip
-        joint, turn = complex(length / segments, 0), curl
+def _tail(b, body, hip, radii, length, angle, curl, tip):
+    parent, joint, turn = body, complex(-hip * 0.75, -hip * 0.35), math.pi + angle
+    length /= len(radii) - 1
+    for i, (r1, r2) in enumerate(pairwise(radii)):
+        paint = tip if i == len(radii) - 2 else "coat"
+        parent = b.add("tail", parent, joint, turn, length, r1, r2, paint, 2,
+                       (0.13 + 0.05 * i, 1.0, -0.7 * i, 0.0))  # fmt: skip
+        joint, turn = complex(length, 0), curl
 
 
 def _horse_hair(b, body, neck, head):
@@ -142,7 +142,7 @@ def _bird() -> Animal:
     for x in (0.1, 0.2):
         b.add("hind leg", body, complex(x, 0.14), math.pi - 0.5, 0.14, 0.025, 0.018, "beak", 2,
               (0.08, 1.0, 0.4, 0.0))  # fmt: skip
-    return Animal(tuple(b), 0.5, 0.16, 0.05, flight=0.62)
+    return Animal(tuple(b), 0.5, 0.16, 0.05, flight=0.3)
 
 
 def _fish() -> Animal:
@@ -171,40 +171,43 @@ _SPECIES = {
         _quadruped,
         length=0.56, hip=0.17, chest=0.165, leg=0.34, leg_r=0.062, neck=0.1, neck_angle=0.9,
         neck_r=0.12, skull=(0.07, 0.19, 0.0), muzzle=(0.03, 0.075, 0.07, 0.024),
-        ear=("point", 0.19, 0.075, -0.1), tail=(4, 0.66, 0.06, 0.04, 0.75, 0.33, "mark"),
+        ear=("point", 0.19, 0.075, -0.1),
+        tail=((0.06, 0.055, 0.05, 0.045, 0.04), 0.66, 0.75, 0.33, "mark"),
     ),
     "dog": partial(
         _quadruped,
         length=0.6, hip=0.17, chest=0.2, leg=0.42, leg_r=0.072, neck=0.2, neck_angle=0.95,
         neck_r=0.125, skull=(0.07, 0.165, 0.0), muzzle=(0.15, 0.09, 0.075, 0.042),
-        ear=("flop", 0.2, 0.085, 0.25), tail=(2, 0.32, 0.06, 0.035, 0.85, 0.3, "coat"),
+        ear=("flop", 0.2, 0.085, 0.25), tail=((0.06, 0.05, 0.035), 0.32, 0.85, 0.3, "coat"),
     ),
     "fox": partial(
         _quadruped,
         length=0.58, hip=0.145, chest=0.15, leg=0.36, leg_r=0.05, neck=0.16, neck_angle=0.75,
         neck_r=0.11, skull=(0.05, 0.15, 0.1), muzzle=(0.2, 0.085, 0.03, 0.032),
-        ear=("point", 0.24, 0.08, -0.15), tail=(3, 0.6, 0.07, 0.15, -0.25, 0.12, "white"),
+        ear=("point", 0.24, 0.08, -0.15),
+        tail=((0.055, 0.105, 0.125, 0.02), 0.62, -0.25, 0.16, "white"),
         foot="dark",
     ),
     "horse": partial(
         _quadruped,
         length=0.68, hip=0.19, chest=0.2, leg=0.58, leg_r=0.062, neck=0.42, neck_angle=0.95,
         neck_r=0.115, skull=(0.16, 0.115, 0.6), muzzle=(0.08, 0.085, 0.075, 0.0),
-        ear=("point", 0.11, 0.04, 0.25), tail=(3, 0.58, 0.06, 0.075, -0.85, -0.2, "mark"),
+        ear=("point", 0.11, 0.04, 0.25),
+        tail=((0.045, 0.075, 0.08, 0.015), 0.6, -0.75, -0.25, "mark"),
         foot="dark", bob=0.02, extras=_horse_hair,
     ),
     "rabbit": partial(
         _quadruped,
         length=0.34, hip=0.23, chest=0.165, leg=0.2, leg_r=0.06, neck=0.1, neck_angle=0.8,
         neck_r=0.11, skull=(0.05, 0.155, 0.0), muzzle=(0.02, 0.07, 0.065, 0.024),
-        ear=("point", 0.42, 0.062, -0.25), tail=(1, 0.03, 0.1, 0.1, 0.4, 0.0, "white"),
-        sway=0.6, bob=0.07,
+        ear=("point", 0.42, 0.062, -0.25), tail=((0.1, 0.1), 0.03, 0.4, 0.0, "white"),
+        sway=0.6, bob=0.05,
     ),
     "elephant": partial(
         _quadruped,
         length=0.58, hip=0.31, chest=0.3, leg=0.4, leg_r=0.115, neck=0.1, neck_angle=0.55,
         neck_r=0.2, skull=(0.08, 0.225, 0.15), muzzle=(0.0, 0.0, 0.0, 0.0),
-        ear=("fan", 0.16, 0.2, 0.35), tail=(2, 0.34, 0.035, 0.03, -0.95, -0.15, "dark"),
+        ear=("fan", 0.16, 0.2, 0.35), tail=((0.035, 0.025, 0.045), 0.36, -0.95, -0.15, "dark"),
         sway=0.3, extras=_trunk,
     ),
     "bird": _bird,

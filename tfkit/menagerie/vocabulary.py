@@ -31,7 +31,7 @@ _KINDS = {  # attribute words and what they say
     word: kind for kind, words in {**ATTRIBUTES, "accessory": ACCESSORIES}.items() for word in words
 }
 _NOUNS = {**{name: name for name in (*SPECIES, "animal")}, **_PLURALS}
-_NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3}
+_NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "1": 1, "2": 2, "3": 3}
 _NUMBER_WORDS = {2: "two", 3: "three"}
 _SYNONYMS = {
     "meadow": "grass", "lawn": "grass", "field": "grass",
@@ -41,6 +41,7 @@ _SYNONYMS = {
     "ocean": "sea", "water": "sea", "seaside": "sea", "shore": "sea",
     "fall": "autumn", "leaves": "autumn", "autumnal": "autumn",
     "kitten": "cat", "puppy": "dog", "pony": "horse", "bunny": "rabbit",
+    "kittens": "cats", "puppies": "dogs", "ponies": "horses", "bunnies": "rabbits",
     "stripes": "striped", "stripy": "striped", "spots": "spotted", "dots": "spotted",
     "dotted": "spotted", "checks": "checkered", "chequered": "checkered", "checked": "checkered",
     "violet": "purple",
@@ -218,3 +219,17 @@ def forget(description: Description, rng: random.Random, keep: float = 0.65) -> 
         for look, count in description.groups
     )
     return Description(groups, _some(description.ground, keep * 1.2, rng))
+
+
+_OTHER_WORDS = {
+    word: [other for other, known in _SYNONYMS.items() if known == word]
+    for word in set(_SYNONYMS.values())
+}
+
+
+def reword(caption: str, rng: random.Random, share: float = 0.1) -> str:
+    """The caption with this share of its words replaced by synonyms, so that a model meets them."""
+    return " ".join(
+        rng.choice(_OTHER_WORDS[word]) if word in _OTHER_WORDS and rng.random() < share else word
+        for word in caption.split()
+    )

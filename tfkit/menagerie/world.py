@@ -20,12 +20,13 @@ from torch import Tensor
 
 from tfkit.menagerie import anatomy, scenery
 from tfkit.menagerie.casting import SIZE, Scene, stage
-from tfkit.menagerie.puppet import Piece, paint, pieces
+from tfkit.menagerie.puppet import INK, Piece, paint, pieces, skins
 from tfkit.menagerie.vocabulary import parse
 from tfkit.video import Clip
 
 FPS = 10.0
 CHUNK = 8  # frames drawn at once: few enough for a processor's cache
+LINE = 1.7  # pixels of an outline's width
 SOFT = 0.5  # pixels on either side of a part's outline over which its colour fades
 
 
@@ -72,13 +73,19 @@ def _draw(
     light = scenery.animal_light(scene.ground).reshape(3, 1, 1, 1)
     seen = torch.zeros(far.shape, dtype=torch.int64)
     row = torch.arange(len(frames))[:, None, None]
-    for number, piece in enumerate(cast, 1):
-        x, y = piece.window(frames, SIZE)
-        z = piece.inwards(x.float(), y.float(), frames[:, None, None])
-        d = anatomy.distance(*z, piece.part) * piece.scale
-        below, above = color[:, row, y, x], paint(piece, *z, -d) * light
-        color[:, row, y, x] = torch.lerp(below, above, (SOFT - d).clamp(0, 1))
-        seen[row, y, x] = torch.where(d < 0, number, seen[row, y, x])
+    for skin in skins(cast):
+        fills = []
+        for number, piece in skin:  # all outlines, then all that is within them
+            x, y = piece.window(frames, SIZE)
+            z = piece.inwards(x.float(), y.float(), frames[:, None, None])
+            d = anatomy.distance(*z, piece.part) * piece.scale
+            at, fill = (slice(None), row, y, x), paint(piece, *z) * light
+            ink = fill if piece.part.name == "eye" else fill * INK
+            color[at] = torch.lerp(color[at], ink, (SOFT - d).clamp(0, 1))
+            seen[at[1:]] = torch.where(d < 0, number, seen[at[1:]])
+            fills.append((at, fill, ((0.3 - d) / LINE).clamp(0, 1)))
+        for at, fill, share in fills:
+            color[at] = torch.lerp(color[at], fill, share)
     return rearrange(color.clamp(0, 1), "c f h w -> f c h w"), seen, far
 
 

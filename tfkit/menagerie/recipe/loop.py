@@ -13,17 +13,30 @@ from torch import Tensor
 
 
 class Run:
-    """One stage's training: optimizer, moving average, clock, and a state that resumes."""
+    """One stage's training. What it took so far stands in training.json beside the weights."""
 
     def __init__(self, name, model, args, rate, warmup=100, ema=0.999):
         self.name, self.model, self.args = name, model, args
         self.rate, self.warmup, self.decay = rate, warmup, ema
-        self.optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, rate, weight_decay=0.01)
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.step, self.seconds, self.samples = 0, 0.0, 0
-        self.path = args.work / f"{name}.safetensors"
+        self.path, self.ledger = args.work / f"{name}.safetensors", args.out / "training.json"
         if args.resume and self.path.exists():
             self._load()
+        elif args.resume and (args.out / name).exists():  # another machine's weights, no state
+            weights = type(model).from_pretrained(args.out / name).float().state_dict()
+            for part in (self.model, self.average):
+                part.load_state_dict(weights)
+            self._count(self._read_ledger().get(name, {}))
+
+    def _count(self, spent: dict):
+        self.step, self.samples = spent.get("steps", 0), spent.get("samples", 0)
+        self.seconds = 60 * spent.get("minutes", 0.0)
+
+    def _read_ledger(self) -> dict:
+        return json.loads(self.ledger.read_text()) if self.ledger.exists() else {}
 
     def _load(self):
         state, meta = load_file(self.path), json.loads(self.path.with_suffix(".json").read_text())
@@ -32,13 +45,13 @@ class Run:
                 {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             )
         for i, p in enumerate(self.model.parameters()):
-            if f"m.{i}" in state:
+            if f"m.{i}" in state and p.requires_grad:
                 self.optimizer.state[p] = {
-                    "step": torch.tensor(float(meta["step"])),
+                    "step": torch.tensor(float(meta["steps"])),
                     "exp_avg": state[f"m.{i}"].to(p),
                     "exp_avg_sq": state[f"v.{i}"].to(p),
                 }
-        self.step, self.seconds, self.samples = meta["step"], meta["seconds"], meta["samples"]
+        self._count(meta)
 
     def save(self, **figures):
         """Writes the state so that a kill at any moment leaves the last one whole."""
@@ -51,18 +64,33 @@ class Run:
         state = {k: v.detach().clone().contiguous() for k, v in state.items()}
         save_file(state, self.path.with_suffix(".part"))
         self.path.with_suffix(".part").rename(self.path)
-        meta = {"step": self.step, "seconds": self.seconds, "samples": self.samples, **figures}
-        self.path.with_suffix(".json").write_text(json.dumps(meta))
+        spent = {
+            "minutes": self.seconds / 60, "steps": self.step, "samples": self.samples,
+            "device": self._device(), **figures,
+        }  # fmt: skip
+        self.path.with_suffix(".json").write_text(json.dumps(spent))
+        self.ledger.write_text(json.dumps(self._read_ledger() | {self.name: spent}, indent=2))
 
-    def train(self, minutes: float, loss_of, every: float = 5.0, report=None):
-        """Minimises ``loss_of()`` for ``minutes``; the rate warms up, and falls along a cosine."""
+    def _device(self) -> str:
+        if self.args.device.startswith("cuda"):
+            return torch.cuda.get_device_name()
+        return f"{torch.get_num_threads()} CPU threads"
+
+    def train(self, minutes: float, loss_of, report, export, every: float = 5.0):
+        """Minimises ``loss_of()`` for ``minutes``; the rate warms up, and falls along a cosine.
+
+        loss_of: () -> (loss, samples seen). report: average model -> figures. export: writes the
+        average model; both are called every ``every`` minutes and at the end.
+        """
         start, before, shown, losses = time.time(), self.seconds, time.time(), []
+        cuda, first = self.args.device.startswith("cuda"), self.step
         while (passed := time.time() - start) < 60 * minutes:
             share = passed / (60 * minutes)
             rate = self.rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
             for group in self.optimizer.param_groups:
-                group["lr"] = rate * min(1.0, (self.step + 1) / self.warmup)
-            loss, count = loss_of()
+                group["lr"] = rate * min(1.0, (self.step - first + 1) / self.warmup)
+            with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
+                loss, count = loss_of()
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -70,20 +98,22 @@ class Run:
             self.step, self.samples = self.step + 1, self.samples + count
             decay = min(self.decay, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
-                for a, p in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                    a.lerp_(p, 1 - decay)
-            losses.append(loss.item())
+                torch._foreach_lerp_(
+                    [*self.average.parameters()], [*self.model.parameters()], 1 - decay
+                )
+            losses.append(loss.detach())
             if time.time() - shown > 60 * every:
                 self.seconds, shown = before + time.time() - start, time.time()
-                self._report(losses, report)
+                self._tell(losses, report, export)
                 losses = []
         self.seconds = before + time.time() - start
-        self._report(losses, report)
+        self._tell(losses, report, export)
 
-    def _report(self, losses, report):
-        figures = report(self.average) if report else {}
+    def _tell(self, losses, report, export):
+        figures = report(self.average)
         self.save(**figures)
-        mean = sum(losses) / max(1, len(losses))
+        export(self.average)
+        mean = torch.stack(losses).mean().item() if losses else math.nan
         text = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
         spent = f"step {self.step}  {self.seconds / 60:.1f} min"
         print(f"{self.name}  {spent}  loss {mean:.4f}  {text}", flush=True)

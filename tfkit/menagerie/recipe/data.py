@@ -4,11 +4,14 @@ A share of the frames are dead-leaves and 1/f images with an empty caption; they
 statistics of photographs, so that a user's own video fits too. Memory: 50 kB a frame.
 """
 
+import itertools
 import random
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from torch import Tensor
 
 from tfkit.menagerie import casting, vocabulary, world
@@ -38,24 +41,56 @@ def dead_leaves(rng: np.random.Generator, size: int = casting.SIZE) -> np.ndarra
     return (image.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def dataset(work: Path, count: int, first_seed: int = 1_000_000) -> tuple[Tensor, list]:
+def reserved(description: vocabulary.Description) -> bool:
+    """Whether a scene is for evaluation: it has one of a tenth of all looks on one ground."""
+    ground = description.ground
+    texts = (f"{x.coat} {x.color} {x.species} {ground}" for x in description.looks)
+    return any(zlib.crc32(text.encode()) % 10 == 0 for text in texts)
+
+
+def scenes(
+    count: int, first_seed: int, *, evaluation: bool
+) -> list[tuple[int, vocabulary.Description]]:
+    """``count`` seeds and what they show: all of it reserved for evaluation, or none of it."""
+    cast = ((seed, casting.random_description(seed)) for seed in itertools.count(first_seed))
+    return list(itertools.islice((s for s in cast if reserved(s[1]) == evaluation), count))
+
+
+def dataset(work: Path, count: int, *, evaluation: bool = False) -> tuple[Tensor, list]:
     """``count`` frames uint8 (n, 3, 128, 128) and their full descriptions, made once and kept.
 
-    Seeds below ``first_seed`` are never trained on: they are for evaluation.
+    Neither the seeds nor the scenes of what is for ``evaluation`` are ever trained on.
     """
-    natural = int(count * NATURAL)
-    descriptions = [casting.random_description(first_seed + i) for i in range(count - natural)]
-    path = work / f"frames-{count}-{first_seed}.npy"
+    first_seed, natural = (500_000 if evaluation else 1_000_000), int(count * NATURAL)
+    chosen = scenes(count - natural, first_seed, evaluation=evaluation)
+    path = work / f"{'held-out' if evaluation else 'frames'}-{count}.npy"
     if not path.exists():
-        frames = np.empty((count, 3, casting.SIZE, casting.SIZE), np.uint8)
-        for i, description in enumerate(descriptions):
-            scene = casting.stage(description, 1, first_seed + i, start=i % 24)
-            frames[i] = (world.render(scene)["frames"][0] * 255).round().byte().numpy()
-        for i in range(count - natural, count):
-            frames[i] = dead_leaves(np.random.default_rng(first_seed + i))
-        np.save(path.with_suffix(".part.npy"), frames)
-        path.with_suffix(".part.npy").rename(path)
-    return torch.from_numpy(np.load(path, mmap_mode="c")), descriptions
+        jobs = [delayed(_still)(description, seed) for seed, description in chosen]
+        jobs += [delayed(_natural)(first_seed + i) for i in range(natural)]
+        part = path.with_suffix(".part.npy")
+        shape = (count, 3, casting.SIZE, casting.SIZE)
+        frames = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+        drawn = Parallel(n_jobs=-1, batch_size=64, return_as="generator")(jobs)
+        for i, frame in enumerate(drawn):
+            frames[i] = frame
+        frames.flush()
+        part.rename(path)
+    return torch.from_numpy(np.load(path, mmap_mode="c")), [d for _, d in chosen]
+
+
+def held_out(args) -> tuple[Tensor, list]:
+    """Frames and descriptions that no stage trains on."""
+    return dataset(args.work, min(640, args.images), evaluation=True)
+
+
+def _still(description: vocabulary.Description, seed: int) -> np.ndarray:
+    """One frame of the scene, somewhere in its first 24."""
+    scene = casting.stage(description, 1, seed, start=seed % 24)
+    return (world.render(scene)["frames"][0] * 255).round().byte().numpy()
+
+
+def _natural(seed: int) -> np.ndarray:
+    return dead_leaves(np.random.default_rng(seed))
 
 
 def pick(frames: Tensor, batch: int, device, upto: int | None = None) -> tuple[Tensor, Tensor]:
@@ -69,7 +104,9 @@ def pick(frames: Tensor, batch: int, device, upto: int | None = None) -> tuple[T
 def captions(index: Tensor, descriptions: list, rng: random.Random, keep=(0.45, 1.0)) -> list[str]:
     """What training captions say: a random share of the truth; nothing of natural images."""
     return [
-        vocabulary.compose(vocabulary.forget(descriptions[i], rng, rng.uniform(*keep)))
+        vocabulary.reword(
+            vocabulary.compose(vocabulary.forget(descriptions[i], rng, rng.uniform(*keep))), rng
+        )
         if i < len(descriptions)
         else ""
         for i in index.tolist()

@@ -1,0 +1,130 @@
+"""The recipe's own evaluation: held-out scenes, figures that mean what they say, a card."""
+
+import json
+
+import pytest
+import torch
+
+import tfkit
+from tfkit.clip import load_clip
+from tfkit.menagerie import vocabulary
+from tfkit.menagerie.recipe import card, evaluation
+from tfkit.menagerie.recipe.data import reserved, scenes
+from tfkit.menagerie.training import main
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return evaluation.Bench(tfkit.load(device="cpu"), load_clip(), 3)
+
+
+def test_no_scene_is_both_trained_on_and_measured():
+    trained = scenes(200, 1_000_000, evaluation=False)
+    measured = scenes(40, evaluation.FIRST_SEED, evaluation=True)
+    texts = [
+        {f"{x.coat} {x.color} {x.species} {d.ground}" for _, d in part for x in d.looks}
+        for part in (trained, measured)
+    ]
+    assert not any(reserved(d) for _, d in trained) and all(reserved(d) for _, d in measured)
+    held = {t for t in texts[1] if reserved(_scene(t))}
+    assert held and not held & texts[0]
+    assert 0.05 < sum(reserved(_scene(" ".join(w))) for w in _all()) / len(_all()) < 0.15
+
+
+def _all():
+    return [
+        (coat, color, species, ground)
+        for coat in vocabulary.COATS for color in vocabulary.COLORS
+        for species in vocabulary.SPECIES for ground in vocabulary.GROUNDS
+    ]  # fmt: skip
+
+
+def _scene(text):
+    coat, color, species, ground = text.split()
+    return vocabulary.Description(((vocabulary.Look(species, color, coat), 1),), ground)
+
+
+def test_a_judge_that_knows_the_answer_reads_everything_right(bench):
+    class Knows:
+        def __init__(self, caption):
+            self.caption = caption
+
+        def text_alignment(self, frames, text):
+            return float(text == self.caption)
+
+    _, description = bench.scenes[0]
+    knows = Knows(vocabulary.compose(description))
+    oracle = evaluation.Bench(bench.model, knows, 1)
+    assert all(oracle.right(torch.zeros(1, 3, 8, 8), description).values())
+    other = vocabulary.change(description, coat="a coat nobody wears")
+    knows.caption = vocabulary.compose(other)
+    found = oracle.right(torch.zeros(1, 3, 8, 8), description)
+    assert found["coat"] == (vocabulary.COATS[0] == description.looks[0].coat)
+
+
+def test_self_attention_and_round_trip_on_the_shipped_weights(bench):
+    share = evaluation.self_attention(bench)
+    assert share["attn1 silenced over as it is, least"] > 1
+    figures = evaluation.round_trip(bench)
+    assert figures["VAE round trip, menagerie, dB"] > 22
+    assert "VAE round trip, real video, dB" not in figures
+
+
+def test_pixels_that_are_the_answer_have_a_perfect_pck(bench, monkeypatch):
+    """Were the layers' tokens the flow's own coordinates, every point would be found."""
+    made = {}
+
+    def tell(model, source, *, timestep, layers):
+        clip = made["clip"]
+        grid = torch.arange(32) * 4 + 1.5
+        points = torch.stack([v.flatten() for v in torch.meshgrid(grid, grid, indexing="xy")], 1)
+        later, _ = tfkit.metrics.track(points, clip.flow, clip.visible)
+        return {"up_blocks.1": torch.stack([_code(later)] * 4 + [_code(points)])}
+
+    def _code(points):
+        x = points.float() / 128
+        return torch.cat([torch.cos(x), torch.sin(x)], 1)
+
+    def clip(self, i, frames):
+        made["clip"] = tfkit.menagerie.film("a plain red dog on sand", frames=frames, seed=i)
+        return made["clip"]
+
+    monkeypatch.setattr(evaluation.Bench, "clip", clip)
+    monkeypatch.setattr(tfkit, "extract_tokens", tell)
+    monkeypatch.setattr(tfkit, "invert", lambda *args, **settings: None)
+    assert evaluation.correspondence(bench)["PCK@0.05, up_blocks.1"] > 0.95
+
+
+def test_a_card_says_what_is_met_and_what_is_missed(tmp_path):
+    spent = {"vae": {"minutes": 12.3, "steps": 4567, "samples": 36536, "device": "2 CPU threads"}}
+    (tmp_path / "training.json").write_text(json.dumps(spent))
+    figures = {"VAE round trip, menagerie, dB": 31.2, "invert and edit 16 frames, s": 120.0,
+               "PnP, TokenFlow over per frame, warp error": 0.3, "unheard of": 1.0}  # fmt: skip
+    card.write(tmp_path, figures, ["a cat"], 5)
+    text = (tmp_path / "README.md").read_text()
+    for line in (
+        "| vae | 12 | 4,567 | 36,536 | 2 CPU threads |",
+        "| VAE round trip, menagerie, dB | 31.2 | at least 30 | met |",
+        "| invert and edit 16 frames, s | 120 | at most 90 | missed |",
+        "| PnP, TokenFlow over per frame, warp error | 0.3 | at most 0.35 | met |",
+        "| unheard of | 1 |  |  |",
+    ):
+        assert line in text
+
+
+def test_the_card_is_a_stage_of_the_recipe(tmp_path):
+    from shutil import copytree
+
+    from tfkit.menagerie.folder import WEIGHTS
+
+    out = copytree(WEIGHTS, tmp_path / "out")
+    (out / "figures.json").unlink(missing_ok=True)
+    main(["card", "--out", str(out), "--work", str(tmp_path), "--device", "cpu",
+          "--scenes", "2", "--only", "judge", "round_trip"])  # fmt: skip
+    figures = json.loads((out / "figures.json").read_text())
+    assert set(figures) == {
+        "VAE round trip, menagerie, dB", "VAE round trip, dead leaves, dB",
+        *(f"CLIP reads {kind} of filmed frames" for kind in vocabulary.ATTRIBUTES),
+    }  # fmt: skip
+    assert (out / "samples.png").stat().st_size > 10_000
+    assert "| VAE round trip, menagerie, dB |" in (out / "README.md").read_text()

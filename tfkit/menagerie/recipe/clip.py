@@ -1,0 +1,144 @@
+"""Stage 1, the CLIP: frames and captions find each other.
+
+Besides whole captions, equal ones counting as one, it is asked for each attribute: which of the
+captions that differ in it alone is the frame's? That is how it will be used.
+"""
+
+import random
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from tfkit.clip import pixels
+from tfkit.menagerie import vocabulary
+from tfkit.menagerie.folder import (
+    save_half,
+    save_text_encoder,
+    text_config,
+    vision_config,
+    write_processor,
+    write_tokenizer,
+)
+from tfkit.menagerie.recipe.data import captions, dataset, held_out, pick
+from tfkit.menagerie.recipe.loop import Run
+
+BATCH, ASKED = 128, 32  # frames a step, and of how many of them each attribute is asked
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str], device) -> dict[str, Tensor]:
+    """Token ids (n, length), as the models of the menagerie take them."""
+    out = tokenizer(
+        texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
+        return_tensors="pt",
+    )  # fmt: skip
+    return {"input_ids": out.input_ids.to(device)}
+
+
+def attribute(description: vocabulary.Description, kind: str) -> str:
+    """What the description says of its ground or of its first animal."""
+    look = description.looks[0]
+    return description.ground if kind == "ground" else getattr(look, kind)
+
+
+def choices(description: vocabulary.Description, kind: str) -> list[str]:
+    """The captions that differ from the description's in one attribute alone, the true one too."""
+    return [
+        vocabulary.compose(vocabulary.change(description, **{kind: word}))
+        for word in vocabulary.ATTRIBUTES[kind]
+    ]
+
+
+def scores(model, tokenizer, images: Tensor, descriptions: list, kind: str) -> Tensor:
+    """Cosine similarity (n, words) of unit image embeddings with the choices of each."""
+    texts = [text for d in descriptions for text in choices(d, kind)]
+    tokens = tokenize(tokenizer, texts, images.device)
+    embedded = model.text_projection(model.text_model(**tokens).pooler_output)
+    embedded = rearrange(F.normalize(embedded, dim=-1), "(n w) d -> n w d", n=len(descriptions))
+    return torch.einsum("nd,nwd->nw", images, embedded)
+
+
+def truth(descriptions: list, kind: str, device) -> Tensor:
+    """Which of the choices is right (n,)."""
+    words = vocabulary.ATTRIBUTES[kind]
+    return torch.tensor([words.index(attribute(d, kind)) for d in descriptions], device=device)
+
+
+def jitter(images: Tensor, reach: int = 12) -> Tensor:
+    """The same frames seen a little nearer and to a side: one random crop for the whole batch."""
+    side = images.shape[-1]
+    size = side - int(torch.randint(2 * reach, ()))
+    y, x = (int(torch.randint(side - size + 1, ())) for _ in range(2))
+    return images[..., y : y + size, x : x + size]
+
+
+def train(args):
+    """Trains both towers; the text tower then is the frozen text encoder of the UNet."""
+    tokenizer = write_tokenizer(args.out / "tokenizer")
+    config = CLIPConfig(
+        text_config=text_config(tokenizer), vision_config=vision_config(), projection_dim=64
+    )
+    model = CLIPModel(config).to(args.device)
+    if args.vision_only:
+        for part in (model.text_model, model.text_projection):
+            part.requires_grad_(False)
+    frames, descriptions = dataset(args.work, args.images)
+    held, held_descriptions = held_out(args)
+    rng, size = random.Random(), vision_config()["image_size"]
+    run = Run("clip", model, args, rate=args.rate or 1e-3, ema=0.998)
+
+    def loss_of():
+        images, index = pick(frames, BATCH, args.device, len(descriptions))
+        texts = captions(index, descriptions, rng, keep=(0.7, 1.3))
+        inputs = tokenize(tokenizer, texts, args.device)
+        out = model(**inputs, pixel_values=pixels(jitter(images), size))
+        same = torch.tensor([[a == b for b in texts] for a in texts], device=args.device).float()
+        target = same / same.sum(1, keepdim=True)
+        logits = out.logits_per_image
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        single = [n for n, i in enumerate(index.tolist()) if len(descriptions[i].looks) == 1]
+        asked = single[:ASKED]
+        of = [descriptions[index[n]] for n in asked]
+        for kind in vocabulary.ATTRIBUTES:
+            found = scores(model, tokenizer, out.image_embeds[asked], of, kind)
+            loss = loss + 0.5 * F.cross_entropy(20 * found, truth(of, kind, args.device))
+        return loss, len(texts)
+
+    def report(average):
+        rates = read_rates(average, tokenizer, held, held_descriptions, args.device)
+        return {f"reads {kind}": rate for kind, rate in rates.items()}
+
+    def export(average):
+        save_half(average, args.out / "clip")
+        write_tokenizer(args.out / "clip")
+        write_processor(args.out / "clip")
+        if args.vision_only:
+            return
+        text = CLIPTextModel(average.config.text_config)
+        tower = {k: v for k, v in average.state_dict().items() if k.startswith("text_model.")}
+        own = text.state_dict()
+        prefix = "" if next(iter(own)).startswith("text_model.") else "text_model."
+        text.load_state_dict({k.removeprefix(prefix): v.float() for k, v in tower.items()})
+        save_text_encoder(text, args.out / "text_encoder")
+
+    run.train(args.minutes, loss_of, report, export)
+
+
+@torch.no_grad()
+def read_rates(model, tokenizer, frames: Tensor, descriptions: list, device) -> dict[str, float]:
+    """How often each attribute of single animals is read right, among all captions of it.
+
+    frames: uint8 (n, 3, h, w), the first of them with descriptions.
+    """
+    single = [i for i, d in enumerate(descriptions) if len(d.looks) == 1][:256]
+    of = [descriptions[i] for i in single]
+    seen = pixels(frames[single].to(device).float() / 255, model.config.vision_config.image_size)
+    images = model.visual_projection(model.vision_model(pixel_values=seen).pooler_output)
+    images = F.normalize(images, dim=-1)
+    return {
+        kind: (scores(model, tokenizer, images, of, kind).argmax(1) == truth(of, kind, device))
+        .float().mean().item()
+        for kind in vocabulary.ATTRIBUTES
+    }  # fmt: skip
