@@ -14,7 +14,7 @@ ORDER = [
     "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world", "menagerie",
     "hooks", "diffusion", "loading", "trajectory", "inversion", "tokens", "pca", "correspondence",
     "keyframes", "attention", "propagation", "methods", "editing", "metrics", "clip", "plots",
-    "demo", "__main__",
+    "demo", "widgets.composer", "widgets", "__main__",
 ]  # fmt: skip
 STAGES = ("data", "loop", "clip", "vae", "unet", "controlnet", "evaluation", "card")
 RECIPE = {"menagerie.folder", "menagerie.training", "menagerie.recipe"} | {

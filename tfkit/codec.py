@@ -147,10 +147,11 @@ def write_movie(target: Path | BytesIO, frames: Iterable, fps: Real, crf: int) -
         out.mux(stream.encode(None))
 
 
-def write_gif(target: Path, frames: Iterable, fps: Real) -> None:
+def write_gif(target: Path | BytesIO, frames: Iterable, fps: Real) -> None:
     """A looping GIF, 256 colours for all frames; its clock ticks in hundredths of a second."""
     tick, graph, source = 1 / _rate(fps), av.filter.Graph(), None
-    with av.open(str(target), "w", format="gif") as out:
+    file = target if isinstance(target, BytesIO) else str(target)
+    with av.open(file, "w", format="gif") as out:
         stream = out.add_stream("gif", rate=_rate(fps))
         for i, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")

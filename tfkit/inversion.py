@@ -139,7 +139,7 @@ def generate(
     prompts: str | Sequence[str],
     *,
     steps: int = 25,
-    guidance: float = 7.5,
+    guidance: float | int = 7.5,
     negative_prompt: str = "",
     seed: int = 0,
     size: tuple[int, int] | None = None,

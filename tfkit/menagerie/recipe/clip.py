@@ -1,7 +1,9 @@
 """Stage 1, the CLIP: frames and captions find each other.
 
 Besides whole captions, equal ones counting as one, it is asked for each attribute: which of the
-captions that differ in it alone is the frame's? That is how it will be used.
+captions that differ in it alone is the frame's? That is how it will be used. And which caption that
+names it alone ("a cat") is the frame's, and the whole caption's: so the text tower tells attributes
+apart even before the vision tower, which takes far longer, can see them.
 """
 
 import random
@@ -54,10 +56,16 @@ def choices(description: vocabulary.Description, kind: str) -> list[str]:
 def scores(model, tokenizer, images: Tensor, descriptions: list, kind: str) -> Tensor:
     """Cosine similarity (n, words) of unit image embeddings with the choices of each."""
     texts = [text for d in descriptions for text in choices(d, kind)]
-    tokens = tokenize(tokenizer, texts, images.device)
-    embedded = model.text_projection(model.text_model(**tokens).pooler_output)
-    embedded = rearrange(F.normalize(embedded, dim=-1), "(n w) d -> n w d", n=len(descriptions))
+    embedded = embed(model, tokenizer, texts, images.device)
+    embedded = rearrange(embedded, "(n w) d -> n w d", n=len(descriptions))
     return torch.einsum("nd,nwd->nw", images, embedded)
+
+
+def embed(model: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str], device) -> Tensor:
+    """Unit embeddings (n, d) of texts."""
+    tokens = tokenize(tokenizer, texts, device)
+    pooled = model.text_model(**tokens).pooler_output
+    return F.normalize(model.text_projection(pooled), dim=-1)
 
 
 def truth(descriptions: list, kind: str, device) -> Tensor:
@@ -102,9 +110,16 @@ def train(args):
         asked = single[:ASKED]
         of = [descriptions[index[n]] for n in asked]
         for kind in vocabulary.ATTRIBUTES:
+            right = truth(of, kind, args.device)
             found = scores(model, tokenizer, out.image_embeds[asked], of, kind)
-            loss = loss + 0.5 * F.cross_entropy(20 * found, truth(of, kind, args.device))
+            loss = loss + 0.5 * F.cross_entropy(20 * found, right)
+            bare = embed(model, tokenizer, choices(vocabulary.Description(), kind), args.device)
+            for seen in (out.image_embeds[asked], whole(of)):
+                loss = loss + 0.25 * F.cross_entropy(20 * seen @ bare.T, right)
         return loss, len(texts)
+
+    def whole(of: list) -> Tensor:
+        return embed(model, tokenizer, [vocabulary.compose(d) for d in of], args.device)
 
     def report(average):
         rates = read_rates(average, tokenizer, held, held_descriptions, args.device)

@@ -121,14 +121,14 @@ class Latents:
 
 def prompts() -> list[str]:
     """24 captions that between them name every species, colour, coat and ground."""
-    rows = zip(
-        vocabulary.SPECIES * 3, vocabulary.COLORS[::-1] * 3, vocabulary.COATS * 6,
-        vocabulary.GROUNDS * 4, strict=True,
-    )  # fmt: skip
-    looks = ((vocabulary.Look(name, color, coat), ground) for name, color, coat, ground in rows)
-    return [
-        vocabulary.compose(vocabulary.Description(((look, 1),), ground)) for look, ground in looks
-    ]
+    names, colors = vocabulary.SPECIES, vocabulary.COLORS
+    coats, grounds = vocabulary.COATS, vocabulary.GROUNDS
+    texts = []
+    for i in range(24):
+        row = i // len(names)  # each row another colour and coat for a species
+        look = vocabulary.Look(names[i % 8], colors[(i + 3 * row + 1) % 8], coats[(i + row) % 4])
+        texts.append(vocabulary.compose(vocabulary.Description(((look, 1),), grounds[i % 6])))
+    return texts
 
 
 def denoiser(unet: UNet2DConditionModel):

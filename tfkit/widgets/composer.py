@@ -1,0 +1,157 @@
+"""Compose a caption of the menagerie, see it filmed and see what the model makes of it.
+
+The traits ``caption`` and ``seed`` are the truth: menus and pictures follow them, and setting them
+from Python does what the menus do. A film is made at once, a picture by the model when asked for.
+"""
+
+import io
+from base64 import b64encode
+from functools import partial
+
+import ipywidgets as widgets
+import traitlets
+from PIL import Image
+from torch import Tensor
+
+from tfkit import codec
+from tfkit.diffusion import LatentDiffusion
+from tfkit.inversion import generate
+from tfkit.menagerie import vocabulary, world
+from tfkit.video import resize, to_uint8
+
+OPEN = "(open)"  # what a menu says of what the caption does not
+MENUS = {
+    "number": ("one", "two", "three"),
+    "coat": vocabulary.COATS,
+    "color": vocabulary.COLORS,
+    "species": vocabulary.SPECIES,
+    "accessory": vocabulary.ACCESSORIES,
+    "ground": vocabulary.GROUNDS,
+}
+ZOOM = 256  # pixels that pictures are shown with
+
+
+class CaptionComposer(widgets.VBox):
+    """Menus for every attribute, a text field for any caption, a film and a sampled picture.
+
+    model: makes the pictures of ``generate()``; without one there are films only. caption, seed:
+    where to begin. frames: of a film. Raises traitlets.TraitError for a caption that the menagerie
+    does not understand, with the words it knows; the last good one stays.
+    """
+
+    caption = traitlets.Unicode("a striped dog on snow")
+    seed = traitlets.Int(0, min=0)
+
+    def __init__(
+        self,
+        model: LatentDiffusion | None = None,
+        *,
+        caption: str = "a striped dog on snow",
+        seed: int = 0,
+        frames: int = 16,
+    ):
+        self._model, self._frames, self._still = model, frames, b""
+        self._menus = {
+            name: widgets.Dropdown(
+                options=words if name == "number" else (OPEN, *words), description=name
+            )
+            for name, words in MENUS.items()
+        }
+        self._text = widgets.Text(description="caption", continuous_update=False)
+        self._seeds = widgets.BoundedIntText(description="seed", min=0, max=2**31 - 1)
+        self._message = widgets.Label()
+        self._film, self._picture = (widgets.Image(width=ZOOM, height=ZOOM) for _ in range(2))
+        self._film.format, self._picture.layout.display = "gif", "none"
+        self._button = widgets.Button(description="Generate", disabled=model is None)
+        self._button.tooltip = "Let the model paint this caption" if model else "No model was given"
+        menus = widgets.VBox(tuple(self._menus.values()))
+        fields = widgets.VBox((self._text, self._seeds, self._button, self._message))
+        pictures = widgets.HBox((self._film, self._picture))
+        super().__init__((widgets.HBox((menus, fields)), pictures))
+        for menu in self._menus.values():
+            menu.observe(self._chosen, "value")
+        self._text.observe(self._typed, "value")
+        widgets.link((self, "seed"), (self._seeds, "value"))
+        self._button.on_click(lambda button: self.generate())
+        self.seed, self.caption = seed, caption
+        self.observe(self._show, ["caption", "seed"])
+        self._show()
+
+    @traitlets.validate("caption")
+    def _understood(self, proposal) -> str:
+        try:
+            vocabulary.parse(proposal["value"])
+        except ValueError as error:
+            raise traitlets.TraitError(str(error)) from None
+        return proposal["value"]
+
+    def _typed(self, change):
+        try:
+            self.caption = change["new"]
+        except traitlets.TraitError as error:
+            self._message.value = str(error)
+
+    def _chosen(self, change):
+        """A menu was set: the caption says what all of them say."""
+        said = {n: None if m.value == OPEN else m.value for n, m in self._menus.items()}
+        ground, count = said.pop("ground"), MENUS["number"].index(said.pop("number")) + 1
+        look = vocabulary.Look(**said)
+        self.caption = vocabulary.compose(vocabulary.Description(((look, count),), ground))
+
+    def _show(self, change=None):
+        """Menus, text and film follow the caption and the seed."""
+        description = vocabulary.parse(self.caption)
+        (look, count), *_ = description.groups
+        for name, menu in self._menus.items():
+            value = description.ground if name == "ground" else getattr(look, name, None)
+            with _unobserved(menu, self._chosen):
+                menu.value = MENUS["number"][count - 1] if name == "number" else value or OPEN
+        with _unobserved(self._text, self._typed):
+            self._text.value = self.caption
+        self._message.value, self._picture.layout.display = "", "none"
+        clip = world.film(self.caption, frames=self._frames, seed=self.seed)
+        pictures, film = [*to_uint8(resize(clip, ZOOM))], io.BytesIO()
+        codec.write_gif(film, pictures, clip.fps)
+        self._film.value, self._still = film.getvalue(), _png(pictures[0])
+        self._film.alt = f"Film of {self.caption}"
+
+    def generate(self) -> Tensor:
+        """The model's own picture (3, h, w) of the caption, from noise of the seed; also shown."""
+        if self._model is None:
+            raise ValueError("this composer has no model; expected CaptionComposer(tfkit.load())")
+        self._button.disabled, self._message.value = True, "painting, some seconds ..."
+        try:
+            made = generate(self._model, self.caption, guidance=4, seed=self.seed, progress=False)
+            self._picture.value = _png(*to_uint8(resize(made, ZOOM)))
+            self._picture.layout.display = ""
+            self._picture.alt = f"The model's picture of {self.caption}"
+        finally:
+            self._button.disabled, self._message.value = False, ""
+        return made[0]
+
+    def _repr_mimebundle_(self, **options):
+        """The widget, and for readers without a kernel its first frame."""
+        bundle = super()._repr_mimebundle_(**options)
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        data["image/png"] = b64encode(self._still).decode()
+        return bundle
+
+
+class _unobserved:
+    """Sets a widget's value without being told of it."""
+
+    def __init__(self, widget, handler):
+        self.stop = partial(widget.unobserve, handler, "value")
+        self.start = partial(widget.observe, handler, "value")
+
+    def __enter__(self):
+        self.stop()
+
+    def __exit__(self, *error):
+        self.start()
+
+
+def _png(pixels) -> bytes:
+    memory = io.BytesIO()
+    Image.fromarray(pixels).save(memory, "PNG")
+    return memory.getvalue()
