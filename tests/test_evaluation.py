@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tfkit
+from tfkit import tracks
 from tfkit.clip import load_clip
 from tfkit.menagerie import vocabulary
 from tfkit.menagerie.recipe import card, evaluation
@@ -76,14 +77,13 @@ def test_pixels_that_are_the_answer_have_a_perfect_pck(bench, monkeypatch):
 
     def tell(model, source, *, timestep, layers):
         clip = made["clip"]
-        grid = torch.arange(32) * 4 + 1.5
-        points = torch.stack([v.flatten() for v in torch.meshgrid(grid, grid, indexing="xy")], 1)
-        later, _ = tfkit.metrics.track(points, clip.flow, clip.visible)
-        return {"up_blocks.1": torch.stack([_code(later)] * 4 + [_code(points)])}
-
-    def _code(points):
-        x = points.float() / 128
-        return torch.cat([torch.cos(x), torch.sin(x)], 1)
+        points = tracks.token_centers((32, 32), (128, 128))
+        back = points[None].repeat(2, 1, 1)  # where each token of the first and last frame began
+        places, seen = tracks.follow_flow(points, clip.flow, clip.visible)
+        moved = (places[-1] / 4 - 0.375).round().long().clamp(0, 31)
+        on = seen[-1] & clip.mask[0, points[:, 1].long(), points[:, 0].long()]
+        back[1, (moved[:, 1] * 32 + moved[:, 0])[on]] = points[on]
+        return {"up_blocks.1": torch.cat([torch.cos(back / 128), torch.sin(back / 128)], -1)}
 
     def clip(self, i, frames):
         made["clip"] = tfkit.menagerie.film("a plain red dog on sand", frames=frames, seed=i)
@@ -92,7 +92,7 @@ def test_pixels_that_are_the_answer_have_a_perfect_pck(bench, monkeypatch):
     monkeypatch.setattr(evaluation.Bench, "clip", clip)
     monkeypatch.setattr(tfkit, "extract_tokens", tell)
     monkeypatch.setattr(tfkit, "invert", lambda *args, **settings: None)
-    assert evaluation.correspondence(bench)["PCK@0.05, up_blocks.1"] > 0.95
+    assert evaluation.correspondence(bench)["PCK@0.05, up_blocks.1"] > 0.9
 
 
 def test_a_card_says_what_is_met_and_what_is_missed(tmp_path):

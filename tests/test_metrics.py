@@ -7,7 +7,6 @@ import pytest
 import torch
 from clips import bare, moving
 
-import tfkit
 from tfkit import metrics
 from tfkit.metrics import color_spread, estimate_flow, psnr, resize_flow, warp, warp_error
 from tfkit.video import Clip, resize
@@ -197,31 +196,7 @@ def test_what_cannot_be_measured_is_refused(name, arguments, message):
         bare(getattr(metrics, name))(*arguments)
 
 
-# Tracks and correct keypoints
-
-
-def test_tracks_of_the_menagerie_stay_on_their_part():
-    clip = tfkit.menagerie.film("a striped red dog on grass", frames=6, seed=3)
-    y, x = clip.mask[0].nonzero()[::7].T
-    points = torch.stack([x, y], 1).double()
-    at, seen = metrics.track(points, clip.flow, clip.visible)
-    assert seen.float().mean() > 0.5
-    ex, ey = at[seen].round().long().T
-    same = clip.parts[-1, ey, ex] == clip.parts[0, y[seen], x[seen]]
-    assert same.float().mean() > 0.9  # all but those on an edge
-    moved = (at[seen] - points[seen]).norm(dim=1)
-    assert moved.max() > 1
-
-
-def test_a_track_adds_up_its_steps_and_remembers_being_lost():
-    flow = torch.zeros(3, 2, 8, 8)
-    flow[:, 0], flow[1, 1] = 1.0, -2.0
-    visible = torch.ones(3, 8, 8, dtype=torch.bool)
-    visible[1, 5, 3] = False
-    points = torch.tensor([[1.0, 4.0], [2.0, 5.0], [6.0, 4.0]])
-    at, seen = metrics.track(points, flow, visible)
-    torch.testing.assert_close(at, points.double() + torch.tensor([3.0, -2.0]))
-    assert seen.tolist() == [True, False, False]  # the last has left the picture
+# Correspondences
 
 
 def test_pck_counts_points_within_reach():
@@ -230,3 +205,16 @@ def test_pck_counts_points_within_reach():
     assert metrics.pck(found, truth, 5.0) == 0.5
     with pytest.raises(ValueError, match=r"found is \(4, 2\), truth \(3, 2\)"):
         bare(metrics.pck)(found, truth[:3], 5.0)
+
+
+def test_end_point_error_is_a_mean_distance():
+    found = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    assert metrics.end_point_error(found, torch.zeros(2, 2)) == 3.0
+
+
+def test_iou_of_each_true_label():
+    truth = torch.tensor([[0, 0, 1, 1, 2]])
+    found = torch.tensor([[0, 1, 1, 1, 3]])
+    assert metrics.iou(found, truth) == {0: 0.5, 1: pytest.approx(2 / 3), 2: 0.0}
+    with pytest.raises(ValueError, match=r"found is \(1, 4\), truth \(1, 5\)"):
+        bare(metrics.iou)(found[:, :4], truth)

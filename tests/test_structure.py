@@ -13,8 +13,8 @@ ORDER = [
     "codec", "video", "menagerie.vocabulary", "menagerie.anatomy", "menagerie.species",
     "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world", "menagerie",
     "hooks", "diffusion", "loading", "trajectory", "inversion", "tokens", "pca", "correspondence",
-    "keyframes", "attention", "propagation", "methods", "editing", "metrics", "clip", "plots",
-    "demo", "widgets.composer", "widgets", "__main__",
+    "tracks", "keyframes", "attention", "propagation", "methods", "editing", "metrics", "clip",
+    "plots", "demo", "widgets.composer", "widgets", "__main__",
 ]  # fmt: skip
 STAGES = ("data", "loop", "clip", "vae", "unet", "controlnet", "evaluation", "card")
 RECIPE = {"menagerie.folder", "menagerie.training", "menagerie.recipe"} | {

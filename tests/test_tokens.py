@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from clips import bare
 
 import tfkit
 from tfkit import hooks
+from tfkit.tokens import extract_features, layer_table, noised
 
 LAYERS = "up_blocks.2.*"
 
@@ -84,3 +86,119 @@ def test_pca_takes_layers_by_name_and_refuses_mixed_widths():
         tfkit.TokenPCA().transform(tokens)
     with pytest.raises(ValueError, match="at least 3"):
         tfkit.TokenPCA().fit(torch.randn(2, 5))
+
+
+# Every kind of feature
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"),
+    [("query", "attn1.to_q"), ("key", "attn1.to_k"), ("value", "attn1.to_v"), ("cross", "attn2")],
+)
+def test_each_kind_is_what_its_module_returns(model, source, kind, module):
+    t = source.timesteps[0]
+    tokens = tfkit.extract_tokens(model, source, timestep=t, layers=LAYERS, kind=kind)
+    name = list(tokens)[1]
+    assert name.endswith("attn2" if kind == "cross" else "attn1")
+    block = name.rsplit(".", 1)[0]
+    seen = []
+    part = model.unet.get_submodule(f"{block}.{module}")
+    handle = part.register_forward_hook(lambda m, a, out: seen.append(out.clone()))
+    model.predict_noise(source.at(t), t, model.embed("a cat"))
+    handle.remove()
+    assert torch.equal(tokens[name], seen[0])
+
+
+def test_inputs_and_residual_blocks(model, source):
+    t, settings = source.timesteps[0], {"timestep": source.timesteps[0]}
+    inputs = tfkit.extract_tokens(model, source, layers=LAYERS, kind="input", **settings)
+    name = next(iter(inputs))
+    queries = tfkit.extract_tokens(model, source, layers=LAYERS, kind="query", **settings)
+    with torch.no_grad():
+        torch.testing.assert_close(model.unet.get_submodule(name).to_q(inputs[name]), queries[name])
+    blocks = tfkit.extract_tokens(
+        model, source, layers="up_blocks.1.*", kind="residual", **settings
+    )
+    assert list(blocks) == [f"up_blocks.1.resnets.{i}" for i in range(3)]
+    seen = []
+    handle = (
+        model.unet.up_blocks[1].resnets[1].register_forward_hook(lambda m, a, out: seen.append(out))
+    )
+    model.predict_noise(source.at(t), t, model.embed("a cat"))
+    handle.remove()
+    f, c, h, w = seen[0].shape
+    tokens = blocks["up_blocks.1.resnets.1"]
+    assert tokens.shape == (f, h * w, c)
+    assert torch.equal(tokens[2, w + 1], seen[0][2, :, 1, 1])
+
+
+def test_several_timesteps_take_one_pass_each_in_memory_or_in_a_folder(model, source, tmp_path):
+    passes = []
+    handle = model.unet.register_forward_hook(lambda *_: passes.append(1))
+    settings = {"timesteps": source.timesteps, "layers": ["mid_block.*", LAYERS]}
+    tokens = extract_features(model, source, **settings)
+    handle.remove()
+    assert len(passes) == len(source.timesteps) == 2
+    kept = extract_features(model, source, folder=tmp_path / "tokens", **settings)
+    assert list(kept) == list(tokens) and len(kept) == len(tokens) > 4
+    for (t, name), value in tokens.items():
+        assert kept[t, name].dtype == torch.float16
+        torch.testing.assert_close(kept[t, name].float(), value, rtol=2e-3, atol=2e-3)
+        one = tfkit.extract_tokens(model, source, timestep=t, layers=name)
+        assert torch.equal(one[name], value)
+    assert sorted(p.name for p in (tmp_path / "tokens").iterdir()) == sorted(
+        f"t{t:04d}.safetensors" for t in source.timesteps
+    )
+    with pytest.raises(KeyError):
+        kept[3, name]
+
+
+def test_noised_latents_have_the_noise_of_their_timestep(model):
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    one = noised(model, x, "a cat", seed=3)
+    a = model.alpha(400)
+    noise = (one.at(400) - a.sqrt() * x) / (1 - a).sqrt()
+    torch.testing.assert_close(noise[0], noise[1])  # one noise for all frames
+    assert abs(noise[0].std() - 1) < 0.2
+    assert torch.equal(noised(model, x, "a cat", seed=3).at(400), one.at(400))
+    with pytest.raises(ValueError, match="timestep 1000: expected 0 to 999"):
+        one.at(1000)
+    with pytest.raises(ValueError, match="ensemble=0"):
+        noised(model, x, ensemble=0)
+
+
+def test_an_ensemble_averages_the_features_of_its_draws(model):
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    source = noised(model, x, "a cat", ensemble=3)
+    settings = {"timestep": 300, "layers": "mid_block.*"}
+    (mean,) = tfkit.extract_tokens(model, source, **settings).values()
+    assert mean.shape[0] == 2
+    draws = []
+    with torch.no_grad():
+        for part in source.at(300).split(2):
+            with hooks.record(model.unet, hooks.match(model.unet, "mid_block.*")) as seen:
+                model.predict_noise(part, 300, model.embed("a cat"))
+            draws += seen.values()
+    torch.testing.assert_close(mean, torch.stack(draws).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_kinds_that_are_not_there_are_named(model, source):
+    settings = {"timesteps": source.timesteps[:1], "layers": LAYERS}
+    with pytest.raises(ValueError, match=r"kind='keys': expected one of 'output'.*'residual'"):
+        bare(extract_features)(model, source, kind="keys", **settings)
+    with pytest.raises(ValueError, match=r"fits no residual block.*up_blocks\.2\.resnets\.0"):
+        extract_features(model, source, timesteps=source.timesteps[:1], layers="x", kind="residual")
+
+
+def test_the_table_of_layers_has_the_true_shapes(model, source):
+    table = layer_table(model, (64, 64))
+    tokens = tfkit.extract_tokens(model, source, timestep=source.timesteps[0], layers="*")
+    assert [layer.name for layer in table] == list(tokens)
+    scale = (64 // model.factor / 8) ** 2  # the trajectory's latents are 8 x 8
+    for layer in table:
+        assert layer.width == tokens[layer.name].shape[2]
+        assert layer.tokens == tokens[layer.name].shape[1] * scale
+    printed = repr(table).splitlines()
+    assert len(printed) == len(table) + 1 and printed[0].split() == [
+        "layer", "size", "tokens", "width", "heads"
+    ]  # fmt: skip

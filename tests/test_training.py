@@ -2,16 +2,24 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 
 import tfkit
 from tfkit.menagerie import vocabulary
 from tfkit.menagerie.folder import write_tokenizer
+from tfkit.menagerie.recipe import controlnet, unet
 from tfkit.menagerie.recipe.data import captions, dataset, dead_leaves, pick
+from tfkit.menagerie.recipe.loop import Run
 from tfkit.menagerie.training import main
 
 IMAGES = ["--images", "30", "--size", "64", "--batch", "4", "--device", "cpu"]
@@ -20,7 +28,8 @@ IMAGES = ["--images", "30", "--size", "64", "--batch", "4", "--device", "cpu"]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     work, out = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("out")
-    main(["all", "--minutes", "0.02", "--work", str(work), "--out", str(out), *IMAGES])
+    for stage in ("clip", "vae", "unet", "controlnet"):
+        main([stage, "--minutes", "0.02", "--work", str(work), "--out", str(out), *IMAGES])
     return work, out
 
 
@@ -32,6 +41,56 @@ def test_every_stage_leaves_a_folder_that_loads(trained):
     pipe = StableDiffusionPipeline.from_pretrained(out)
     image = pipe("a red dog", num_inference_steps=1, height=128, width=128, output_type="np")
     assert np.isfinite(image.images).all()
+
+
+def test_the_controlnet_works_in_plain_diffusers(trained):
+    _, out = trained
+    control = ControlNetModel.from_pretrained(out / "controlnet")
+    parts = StableDiffusionPipeline.from_pretrained(out).components
+    pipe = StableDiffusionControlNetPipeline(**parts, controlnet=control)
+    edges = torch.zeros(1, 3, 128, 128)
+    options = {"num_inference_steps": 2, "height": 128, "width": 128, "output_type": "np"}
+    image = pipe("a red dog", image=edges, generator=torch.manual_seed(0), **options).images
+    assert image.shape == (1, 128, 128, 3) and np.isfinite(image).all()
+
+
+def test_edges_are_white_on_black_where_colours_change():
+    frames = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    frames[0, :, :, 16:] = 255
+    found = controlnet.edges(frames)
+    assert found.shape == (2, 3, 32, 32) and set(found.unique().tolist()) == {0.0, 1.0}
+    assert found[0, 0, 5:-5].nonzero()[:, 1].float().mean().sub(15.5).abs() < 1
+    assert not found[1].any()
+
+
+def test_a_new_machine_goes_on_from_the_weights(trained, tmp_path):
+    """Without the state, but with what was exported: the counts go on and the weights are those."""
+    _, out = trained
+    spent = json.loads((out / "training.json").read_text())
+    assert set(spent) == {"clip", "vae", "unet", "controlnet"}
+    assert all({"minutes", "steps", "samples", "device"} <= set(row) for row in spent.values())
+    args = SimpleNamespace(work=tmp_path, out=out, resume=True, device="cpu")
+    model = UNet2DConditionModel(**unet.unet_config())
+    run = Run("unet", model, args, rate=1e-4)
+    assert run.step == spent["unet"]["steps"] and run.samples == spent["unet"]["samples"]
+    kept = UNet2DConditionModel.from_pretrained(out / "unet").float().state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, kept[name])
+
+
+def test_latents_are_those_of_the_frame_and_of_its_mirror_image(trained, tmp_path):
+    _, out = trained
+    model = tfkit.load(out, device="cpu")
+    frames = torch.randint(256, (5, 3, 128, 128), dtype=torch.uint8)
+    kept = unet.Latents(model.vae, frames, 128, tmp_path / "latents.npy")
+    index, mirrored = torch.tensor([3, 1, 3]), torch.tensor([0, 1, 1])
+    got = kept(index, mirrored)
+    own = frames[index].float() / 255
+    own[1:] = own[1:].flip(-1)
+    torch.testing.assert_close(got, model.encode(own), rtol=2e-3, atol=2e-3)
+    again = unet.Latents(None, frames, 128, tmp_path / "latents.npy")  # no VAE: from the file
+    again.vae = SimpleNamespace(device="cpu")
+    assert torch.equal(again(index, mirrored), got)
 
 
 def test_training_goes_on_where_it_stopped(trained):

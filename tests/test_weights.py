@@ -27,7 +27,10 @@ def test_plain_diffusers_and_transformers_load_them(model):
     pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS)
     x, text = torch.randn(1, 4, 32, 32), model.embed("a red dog on snow")
     with torch.no_grad():
-        theirs = pipe.unet(x, 500, encoder_hidden_states=text).sample
+        velocity = pipe.unet(x, 500, encoder_hidden_states=text).sample
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    alpha = pipe.scheduler.alphas_cumprod[500]
+    theirs = alpha.sqrt() * velocity + (1 - alpha).sqrt() * x
     torch.testing.assert_close(model.predict_noise(x, 500, text), theirs, rtol=1e-3, atol=1e-4)
     assert CLIPModel.from_pretrained(WEIGHTS / "clip").config.projection_dim == 64
 

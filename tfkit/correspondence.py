@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 CHUNK = 2**24  # similarities held at a time: 64 MB in float32
@@ -55,3 +55,17 @@ def follow(tokens: Float[Tensor, "*batch m d"], index: Int[Tensor, "*fewer n"]) 
     """The tokens a field points to: (..., n, d); the field serves every leading dimension."""
     index = index.expand(*tokens.shape[:-2], index.shape[-1])
     return tokens.gather(-2, index.unsqueeze(-1).expand(*index.shape, tokens.shape[-1]))
+
+
+def mutual(query: Tensor, keys: Tensor) -> Bool[Tensor, "*batch n"]:
+    """Which query tokens are the nearest neighbour of their own nearest neighbour."""
+    there, back = nearest_neighbors(query, keys).index, nearest_neighbors(keys, query).index
+    own = torch.arange(query.shape[-2], device=query.device)
+    return back.gather(-1, there) == own
+
+
+def similarity(query: Tensor, keys: Tensor) -> Float[Tensor, "*batch n m"]:
+    """Cosine similarity of every query token (n, d) with every key (m, d); held whole."""
+    tiny = torch.finfo(keys.dtype).tiny
+    query, keys = (F.normalize(x, dim=-1, eps=tiny) for x in (query, keys))
+    return query @ keys.transpose(-1, -2)

@@ -6,6 +6,7 @@ recorded lives as long as the caller keeps it.
 """
 
 import fnmatch
+import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
@@ -15,23 +16,39 @@ from torch import Tensor, nn
 
 def self_attention(unet: nn.Module) -> dict[str, nn.Module]:
     """The self-attention modules (attn1) of a UNet by name, in the order data meets them."""
-    order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
     found = [(n, m) for n, m in unet.named_modules() if n.endswith("attn1")]
-    return dict(sorted(found, key=lambda pair: order.get(pair[0].split(".")[0], 3)))
+    return dict(sorted(found, key=lambda pair: _place(pair[0])))
 
 
-def match(unet: nn.Module, patterns: str | Iterable[str]) -> list[str]:
-    """Names of self-attention modules that fit names or wildcards ("up_blocks.2.*").
+def _place(name: str) -> int:
+    """Where data meets a module: the encoder, the middle, the decoder."""
+    order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+    return order.get(name.split(".")[0], 3)
+
+
+_GROUPS = {"attn1": "self-attention", "attn2": "cross-attention", "resnets": "residual block"}
+
+
+def modules(unet: nn.Module, group: str) -> list[str]:
+    """Names of all "attn1", "attn2" or "resnets" of a UNet, in the order data meets them."""
+    if group == "attn1":
+        return list(self_attention(unet))
+    pattern = re.compile(r".*\.resnets\.\d+" if group == "resnets" else r".*\.attn2")
+    return sorted((n for n, _ in unet.named_modules() if pattern.fullmatch(n)), key=_place)
+
+
+def match(unet: nn.Module, patterns: str | Iterable[str], group: str = "attn1") -> list[str]:
+    """Names of modules of a group that fit names or wildcards ("up_blocks.2.*").
 
     Raises ValueError for a pattern that fits nothing, with the names there are.
     """
-    names = list(self_attention(unet))
+    names = modules(unet, group)
     chosen: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         fits = [n for n in names if n == pattern or fnmatch.fnmatchcase(n, str(pattern))]
         if not fits:
             raise ValueError(
-                f"layer {pattern!r} fits no self-attention of this model; expected a name or "
+                f"layer {pattern!r} fits no {_GROUPS[group]} of this model; expected a name or "
                 f"wildcard among: {', '.join(names)}"
             )
         chosen += [n for n in fits if n not in chosen]
@@ -99,12 +116,14 @@ def _forward_hooks(pairs: Iterable[tuple[nn.Module, Callable]], value=None) -> _
     return _Scope(do, undo, value)
 
 
-def record(unet: nn.Module, names: Iterable[str]) -> AbstractContextManager[dict[str, Tensor]]:
-    """Collects the outputs of the modules named, by name, as passes go through them."""
+def record(
+    unet: nn.Module, names: Iterable[str], *, inputs: bool = False
+) -> AbstractContextManager[dict[str, Tensor]]:
+    """Collects the outputs (or first inputs) of the modules named, as passes go through them."""
     seen: dict[str, Tensor] = {}
 
     def keep(name):
-        return lambda module, args, output: seen.__setitem__(name, output)
+        return lambda module, args, output: seen.__setitem__(name, args[0] if inputs else output)
 
     return _forward_hooks([(unet.get_submodule(name), keep(name)) for name in names], seen)
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tfkit.video import Clip, as_frames, to_uint8
@@ -155,30 +155,6 @@ def color_spread(frames: Clip | Tensor, mask: Bool[Tensor, "f h w"]) -> float:
     return torch.stack(colors).var(dim=0, correction=0).mean().sqrt().item()
 
 
-def track(
-    points: Float[Tensor, "n 2"], flow: Float[Tensor, "s 2 h w"], visible: Bool[Tensor, "s h w"]
-) -> tuple[Float[Tensor, "n 2"], Bool[Tensor, " n"]]:
-    """Where points (x, y) of a frame are ``s`` frames later, and which were never lost on the way.
-
-    Flow is read between pixels bilinearly, visibility at the nearest one. In pixels, float64.
-    """
-    if flow.ndim != 4 or flow.shape[1] != 2 or visible.shape != flow[:, 0].shape:
-        raise ValueError(
-            f"flow is {tuple(flow.shape)}, visible {tuple(visible.shape)}; "
-            "expected (s, 2, h, w) and (s, h, w)"
-        )
-    h, w = flow.shape[-2:]
-    limits = torch.tensor([w - 1, h - 1], dtype=torch.float64)
-    at, seen = points.double().clone(), torch.ones(len(points), dtype=torch.bool)
-    for way, clear in zip(flow.double(), visible, strict=True):
-        x, y = at.clamp(torch.zeros(2, dtype=torch.float64), limits).round().long().T
-        seen &= clear[y, x]
-        grid = 2 * at / limits.clamp(min=1) - 1
-        step = F.grid_sample(way[None], grid[None, None], padding_mode="border", align_corners=True)
-        at = at + step[0, :, 0].T
-    return at, seen & (at >= 0).all(1) & (at <= limits).all(1)
-
-
 def pck(found: Float[Tensor, "n 2"], truth: Float[Tensor, "n 2"], reach: float) -> float:
     """Share of correct keypoints: found points within ``reach`` pixels of the truth.
 
@@ -189,6 +165,25 @@ def pck(found: Float[Tensor, "n 2"], truth: Float[Tensor, "n 2"], reach: float) 
             f"found is {tuple(found.shape)}, truth {tuple(truth.shape)}; expected both (n, 2)"
         )
     return ((found.double() - truth.double()).norm(dim=1) <= reach).double().mean().item()
+
+
+def end_point_error(found: Float[Tensor, "n 2"], truth: Float[Tensor, "n 2"]) -> float:
+    """Mean distance in pixels between found points and the truth."""
+    if found.shape != truth.shape or found.ndim != 2 or not len(found):
+        raise ValueError(
+            f"found is {tuple(found.shape)}, truth {tuple(truth.shape)}; expected both (n, 2)"
+        )
+    return (found.double() - truth.double()).norm(dim=1).mean().item()
+
+
+def iou(found: Int[Tensor, "*n"], truth: Int[Tensor, "*n"]) -> dict[int, float]:
+    """Intersection over union of every label that occurs in the truth, over all frames together."""
+    if found.shape != truth.shape:
+        raise ValueError(
+            f"found is {tuple(found.shape)}, truth {tuple(truth.shape)}; expected one shape"
+        )
+    pairs = ((name, found == name, truth == name) for name in truth.unique().tolist())
+    return {name: ((a & b).sum() / (a | b).sum()).item() for name, a, b in pairs}
 
 
 def _sample(image, flow) -> tuple[Float[Tensor, "c h w"], Bool[Tensor, "h w"]]:

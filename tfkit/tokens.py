@@ -1,39 +1,233 @@
-"""Self-attention tokens of a UNet: what it holds of each frame, place by place.
+"""What a UNet holds of each frame, place by place: its features as tokens.
 
-One pass for each timestep; memory: the tokens asked for, (f, n, d) each, and one batch.
+Features are named by what they are ("output" of self-attention, its "input", "query", "key" or
+"value", "cross"-attention's output, "residual" blocks) and read at any layers and timesteps, from a
+trajectory (inverted latents) or from latents with noise put on (Tang et al., DIFT, NeurIPS 2023).
+One pass for each timestep; memory: the tokens asked for, (f, n, d) each, and one batch; with
+`folder` one timestep and the rest mapped from disk.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
 
 import torch
+from einops import rearrange
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from tfkit import hooks
-from tfkit.diffusion import LatentDiffusion
+from tfkit.codec import replacing
+from tfkit.diffusion import LatentDiffusion, check_latents, check_whole
 from tfkit.trajectory import Trajectory
+from tfkit.video import Clip
+
+Kind = Literal["output", "input", "query", "key", "value", "cross", "residual"]
+KINDS = get_args(Kind)
+_PART = {"query": ".to_q", "key": ".to_k", "value": ".to_v"}
+
+
+@dataclass(frozen=True, eq=False)
+class Noised:
+    """Clean latents that are given noise at any timestep, instead of an inversion.
+
+    ensemble: how many draws of noise features are averaged over (DIFT, section 4.1: 8 there).
+    """
+
+    clean: Float[Tensor, "f c h w"]
+    prompt: str
+    alphas: Float[Tensor, " t"]
+    ensemble: int
+    seed: int
+
+    def at(self, t: int) -> Float[Tensor, "m c h w"]:
+        """sqrt(alpha) clean + sqrt(1 - alpha) noise, (ensemble * f, ...): draws one after another.
+
+        A draw is one noise for all frames, so that what differs between them is the frames.
+        """
+        if not 0 <= t < len(self.alphas):
+            raise ValueError(f"timestep {t!r}: expected 0 to {len(self.alphas) - 1}")
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (self.ensemble, 1, *self.clean.shape[1:])
+        noise = torch.randn(shape, generator=generator).to(self.clean)
+        alpha = self.alphas[t].to(self.clean)
+        return rearrange(
+            alpha.sqrt() * self.clean + (1 - alpha).sqrt() * noise, "e f c h w -> (e f) c h w"
+        )
 
 
 @torch.no_grad()
+def noised(
+    model: LatentDiffusion,
+    frames_or_latents: Tensor | Clip,
+    prompt: str = "",
+    *,
+    ensemble: int = 1,
+    seed: int = 0,
+) -> Noised:
+    """Frames (f, 3, h, w) or latents (f, 4, h, w), ready for features at any timestep.
+
+    Nothing is inverted. Raises ValueError for other shapes and for an ensemble below 1.
+    """
+    check_whole("ensemble", ensemble)
+    check_whole("seed", seed, least=0)
+    given = frames_or_latents.frames if isinstance(frames_or_latents, Clip) else frames_or_latents
+    if isinstance(given, Tensor) and given.ndim == 4 and given.shape[1] == 3:
+        given = model.encode(given)
+    check_latents(given)
+    clean = given.to(model.device, model.precision)
+    return Noised(clean, prompt, model.scheduler.alphas_cumprod, ensemble, seed)
+
+
+class TokenFolder(Mapping[tuple[int, str], Tensor]):
+    """Tokens by (timestep, layer) in a folder: a safetensors file a timestep, mapped when read."""
+
+    def __init__(self, path: Path, timesteps: Iterable[int], names: Iterable[str]):
+        self.path, self.timesteps, self.names = path, tuple(timesteps), tuple(names)
+
+    def file(self, t: int) -> Path:
+        return self.path / f"t{t:04d}.safetensors"
+
+    def __getitem__(self, key: tuple[int, str]) -> Tensor:
+        t, name = key
+        if t not in self.timesteps or name not in self.names:
+            raise KeyError(key)
+        with safe_open(self.file(t), "pt") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        return ((t, name) for t in self.timesteps for name in self.names)
+
+    def __len__(self) -> int:
+        return len(self.timesteps) * len(self.names)
+
+
+@torch.no_grad()
+def extract_features(
+    model: LatentDiffusion,
+    source: Trajectory | Noised,
+    *,
+    timesteps: Iterable[int],
+    layers: str | Iterable[str],
+    kind: Kind = "output",
+    folder: str | Path | None = None,
+    batch: int = 16,
+) -> Mapping[tuple[int, str], Tensor]:
+    """Tokens {(timestep, layer): (f, n, d)} at several timesteps, one pass over each.
+
+    layers: module names or wildcards ("up_blocks.2.*"), of self-attention or, for the kinds
+    "cross" and "residual", of cross-attention and residual blocks. n = height * width there, row by
+    row. folder: write each timestep there as it comes, float16, and map it when read.
+    Raises ValueError for kinds, layers or timesteps that are not there, naming those that are.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: expected one of {', '.join(map(repr, KINDS))}")
+    check_whole("batch", batch)
+    timesteps, names = [int(t) for t in timesteps], hooks.match(model.unet, layers, _modules(kind))
+    text, kept = model.embed(source.prompt), None
+    if folder is not None:
+        kept = TokenFolder(Path(folder).expanduser(), timesteps, names)
+        kept.path.mkdir(parents=True, exist_ok=True)
+    tokens: dict[tuple[int, str], Tensor] = {}
+    for t in timesteps:
+        found = _pass(model, source, t, text, names, kind, batch)
+        if kept is None:
+            tokens |= {(t, name): value for name, value in found.items()}
+            continue
+        halves = {name: value.half().contiguous().cpu() for name, value in found.items()}
+        with replacing(kept.file(t)) as temporary:
+            temporary.write_bytes(save(halves, {"kind": kind, "layers": json.dumps(names)}))
+    return tokens if kept is None else kept
+
+
+def _modules(kind: Kind) -> str:
+    return {"cross": "attn2", "residual": "resnets"}.get(kind, "attn1")
+
+
+def _pass(model, source, t: int, text: Tensor, names, kind: Kind, batch: int) -> dict[str, Tensor]:
+    """One timestep: every frame once through the UNet, an ensemble's draws averaged."""
+    latents, ensemble = source.at(t), getattr(source, "ensemble", 1)
+    recorded = {name: name + _PART.get(kind, "") for name in names}
+    chunks: dict[str, list[Tensor]] = {name: [] for name in names}
+    for chunk in latents.split(batch):
+        inputs = kind == "input"
+        with hooks.record(model.unet, recorded.values(), inputs=inputs) as seen:
+            model.predict_noise(chunk, t, text)
+        for name, where in recorded.items():
+            value = seen[where]
+            chunks[name].append(
+                value.flatten(2).transpose(1, 2) if kind == "residual" else value.clone()
+            )
+    whole = {name: torch.cat(parts) for name, parts in chunks.items()}
+    if ensemble > 1:
+        whole = {n: v.unflatten(0, (ensemble, -1)).mean(0) for n, v in whole.items()}
+    return whole
+
+
 def extract_tokens(
     model: LatentDiffusion,
-    source: Trajectory,
+    source: Trajectory | Noised,
     *,
     timestep: int,
     layers: str | Iterable[str],
+    kind: Kind = "output",
     batch: int = 16,
 ) -> dict[str, Tensor]:
-    """attn1's output tokens (f, n, d) of each layer, in one pass over a level of a trajectory.
+    """Tokens {layer: (f, n, d)} at one timestep: by default attn1's output, TokenFlow's own.
 
-    timestep: one of ``source.timesteps``. layers: module names or wildcards ("up_blocks.2.*").
-    Returns {layer: tokens} with n = (height / stride) * (width / stride), row by row.
-    Raises ValueError for layers or timesteps that are not there, naming those that are.
+    See :func:`extract_features` for ``layers``, ``kind`` and the errors.
     """
-    names = hooks.match(model.unet, layers)
-    latents, text = source.at(timestep), model.embed(source.prompt)
-    chunks: dict[str, list[Tensor]] = {name: [] for name in names}
-    for chunk in latents.split(batch):
-        with hooks.record(model.unet, names) as seen:
-            model.predict_noise(chunk, timestep, text)
-        for name in names:
-            chunks[name].append(seen[name].clone())
-    return {name: torch.cat(parts) for name, parts in chunks.items()}
+    found = extract_features(
+        model, source, timesteps=[timestep], layers=layers, kind=kind, batch=batch
+    )
+    return {name: tokens for (_, name), tokens in found.items()}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One self-attention layer: its name, its place (h, w), tokens and their width."""
+
+    name: str
+    size: tuple[int, int]
+    width: int
+    heads: int
+
+    @property
+    def tokens(self) -> int:
+        return self.size[0] * self.size[1]
+
+
+class LayerTable(tuple[Layer, ...]):
+    """The self-attention layers of a model, printed as a table."""
+
+    def __repr__(self) -> str:
+        wide = max(len(layer.name) for layer in self)
+        rows = [f"{'layer'.ljust(wide)}    size  tokens  width  heads"]
+        rows += [
+            f"{x.name.ljust(wide)}  {x.size[0]:>2} x {x.size[1]:<2} {x.tokens:>6} {x.width:>6} "
+            f"{x.heads:>6}"
+            for x in self
+        ]
+        return "\n".join(rows)
+
+
+def layer_table(model: LatentDiffusion, size: tuple[int, int] | None = None) -> LayerTable:
+    """Every self-attention layer in the order data meets them, for frames of (h, w) pixels.
+
+    size: by default the model's own. The names serve as ``layers`` of :func:`extract_tokens`.
+    """
+    h, w = (side // model.factor for side in size or (model.sample_size, model.sample_size))
+    levels = len(model.unet.config.block_out_channels)
+    rows = []
+    for name, module in hooks.self_attention(model.unet).items():
+        block, index = name.split(".")[:2]
+        level = {"down_blocks": lambda i: i, "up_blocks": lambda i: levels - 1 - i}.get(
+            block, lambda i: levels - 1
+        )(int(index) if index.isdigit() else 0)
+        place = -(-h // 2**level), -(-w // 2**level)
+        rows.append(Layer(name, place, module.to_q.in_features, module.heads))
+    return LayerTable(rows)

@@ -7,6 +7,7 @@ apart even before the vision tower, which takes far longer, can see them.
 """
 
 import random
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from tfkit.menagerie.folder import (
 from tfkit.menagerie.recipe.data import captions, dataset, held_out, pick
 from tfkit.menagerie.recipe.loop import Run
 
+KINDS = tuple(vocabulary.ATTRIBUTES)
 BATCH, ASKED = 128, 32  # frames a step, and of how many of them each attribute is asked
 
 
@@ -74,52 +76,32 @@ def truth(descriptions: list, kind: str, device) -> Tensor:
     return torch.tensor([words.index(attribute(d, kind)) for d in descriptions], device=device)
 
 
-def jitter(images: Tensor, reach: int = 12) -> Tensor:
-    """The same frames seen a little nearer and to a side: one random crop for the whole batch."""
-    side = images.shape[-1]
-    size = side - int(torch.randint(2 * reach, ()))
-    y, x = (int(torch.randint(side - size + 1, ())) for _ in range(2))
-    return images[..., y : y + size, x : x + size]
+def jitter(images: Tensor) -> Tensor:
+    """The same frames (n, 3, s, s), half of them seen nearer and to a side, each its own way."""
+    zoom = torch.empty(len(images)).uniform_(0.7, 1.0)
+    zoom[::2] = 1.0
+    shift = (1 - zoom)[:, None] * torch.empty(len(images), 2).uniform_(-1, 1)
+    turn = torch.eye(2)[None] * zoom[:, None, None]
+    affine = torch.cat([turn, shift[:, :, None]], 2).to(images)
+    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def train(args):
-    """Trains both towers; the text tower then is the frozen text encoder of the UNet."""
+    """Trains both towers; the text tower then is the frozen text encoder of the UNet.
+
+    With ``args.vision_only`` the text tower stays, and pictures of one animal are all there is.
+    """
     tokenizer = write_tokenizer(args.out / "tokenizer")
     config = CLIPConfig(
         text_config=text_config(tokenizer), vision_config=vision_config(), projection_dim=64
     )
     model = CLIPModel(config).to(args.device)
-    if args.vision_only:
-        for part in (model.text_model, model.text_projection):
-            part.requires_grad_(False)
     frames, descriptions = dataset(args.work, args.images)
     held, held_descriptions = held_out(args)
-    rng, size = random.Random(), vision_config()["image_size"]
     run = Run("clip", model, args, rate=args.rate or 1e-3, ema=0.998)
-
-    def loss_of():
-        images, index = pick(frames, BATCH, args.device, len(descriptions))
-        texts = captions(index, descriptions, rng, keep=(0.7, 1.3))
-        inputs = tokenize(tokenizer, texts, args.device)
-        out = model(**inputs, pixel_values=pixels(jitter(images), size))
-        same = torch.tensor([[a == b for b in texts] for a in texts], device=args.device).float()
-        target = same / same.sum(1, keepdim=True)
-        logits = out.logits_per_image
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        single = [n for n, i in enumerate(index.tolist()) if len(descriptions[i].looks) == 1]
-        asked = single[:ASKED]
-        of = [descriptions[index[n]] for n in asked]
-        for kind in vocabulary.ATTRIBUTES:
-            right = truth(of, kind, args.device)
-            found = scores(model, tokenizer, out.image_embeds[asked], of, kind)
-            loss = loss + 0.5 * F.cross_entropy(20 * found, right)
-            bare = embed(model, tokenizer, choices(vocabulary.Description(), kind), args.device)
-            for seen in (out.image_embeds[asked], whole(of)):
-                loss = loss + 0.25 * F.cross_entropy(20 * seen @ bare.T, right)
-        return loss, len(texts)
-
-    def whole(of: list) -> Tensor:
-        return embed(model, tokenizer, [vocabulary.compose(d) for d in of], args.device)
+    data = frames, descriptions, tokenizer, args.device
+    loss_of = _vision(model, *data) if args.vision_only else _both(model, *data)
 
     def report(average):
         rates = read_rates(average, tokenizer, held, held_descriptions, args.device)
@@ -129,16 +111,87 @@ def train(args):
         save_half(average, args.out / "clip")
         write_tokenizer(args.out / "clip")
         write_processor(args.out / "clip")
-        if args.vision_only:
-            return
-        text = CLIPTextModel(average.config.text_config)
-        tower = {k: v for k, v in average.state_dict().items() if k.startswith("text_model.")}
-        own = text.state_dict()
-        prefix = "" if next(iter(own)).startswith("text_model.") else "text_model."
-        text.load_state_dict({k.removeprefix(prefix): v.float() for k, v in tower.items()})
-        save_text_encoder(text, args.out / "text_encoder")
+        if not args.vision_only:
+            save_text_encoder(_text_tower(average), args.out / "text_encoder")
 
     run.train(args.minutes, loss_of, report, export)
+
+
+def _both(model, frames, descriptions, tokenizer, device):
+    """The loss of both towers on a random batch."""
+    rng, size = random.Random(), vision_config()["image_size"]
+
+    def whole(of: list) -> Tensor:
+        return embed(model, tokenizer, [vocabulary.compose(d) for d in of], device)
+
+    def loss_of():
+        images, index = pick(frames, BATCH, device, len(descriptions))
+        texts = captions(index, descriptions, rng, keep=(0.7, 1.3))
+        inputs = tokenize(tokenizer, texts, device)
+        out = model(**inputs, pixel_values=jitter(pixels(images, size)))
+        same = torch.tensor([[a == b for b in texts] for a in texts], device=device).float()
+        target = same / same.sum(1, keepdim=True)
+        logits = out.logits_per_image
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        single = [n for n, i in enumerate(index.tolist()) if len(descriptions[i].looks) == 1]
+        asked = single[:ASKED]
+        of = [descriptions[index[n]] for n in asked]
+        for kind in KINDS:
+            right = truth(of, kind, device)
+            found = scores(model, tokenizer, out.image_embeds[asked], of, kind)
+            loss = loss + 0.5 * F.cross_entropy(20 * found, right)
+            bare = embed(model, tokenizer, choices(vocabulary.Description(), kind), device)
+            for seen in (out.image_embeds[asked], whole(of)):
+                loss = loss + 0.25 * F.cross_entropy(20 * seen @ bare.T, right)
+        return loss, len(texts)
+
+    return loss_of
+
+
+def _vision(model, frames, descriptions, tokenizer, device):
+    """The loss of the vision tower alone; the captions are embedded once."""
+    for part in (model.text_model, model.text_projection):
+        part.requires_grad_(False)
+    model.logit_scale.requires_grad_(False)
+    words = list(vocabulary.ATTRIBUTES.values())
+    scenes = [
+        vocabulary.Description(((vocabulary.Look(species, color, coat), 1),), ground)
+        for species, color, coat, ground in product(*words)
+    ]
+    with torch.no_grad():
+        bank = embed(model, tokenizer, [vocabulary.compose(scene) for scene in scenes], device)
+    bank = bank.reshape(*map(len, words), -1)
+    single = torch.tensor([i for i, d in enumerate(descriptions) if len(d.looks) == 1])
+    of = [descriptions[i] for i in single]
+    labels = torch.stack([truth(of, kind, device) for kind in KINDS], 1)
+    size = vision_config()["image_size"]
+
+    def loss_of():
+        chosen = torch.randint(len(single), (BATCH,))
+        images, _ = pick(frames, BATCH, device, index=single[chosen])
+        inputs = jitter(pixels(images, size))
+        seen = model.visual_projection(model.vision_model(pixel_values=inputs).pooler_output)
+        seen, right = F.normalize(seen, dim=-1), labels[chosen.to(device)]
+        loss = 0
+        for axis in range(len(KINDS)):  # captions that differ along one attribute alone
+            lines = bank.movedim(axis, -2)[
+                tuple(right[:, a] for a in range(len(KINDS)) if a != axis)
+            ]
+            found = torch.einsum("nd,nwd->nw", seen, lines)
+            loss = loss + F.cross_entropy(20 * found, right[:, axis])
+        return loss, BATCH
+
+    return loss_of
+
+
+def _text_tower(model: CLIPModel) -> CLIPTextModel:
+    """The text tower alone, as Stable Diffusion's text encoder."""
+    text = CLIPTextModel(model.config.text_config)
+    tower = {k: v for k, v in model.state_dict().items() if k.startswith("text_model.")}
+    own = text.state_dict()
+    prefix = "" if next(iter(own)).startswith("text_model.") else "text_model."
+    text.load_state_dict({k.removeprefix(prefix): v.float() for k, v in tower.items()})
+    return text
 
 
 @torch.no_grad()
@@ -155,5 +208,5 @@ def read_rates(model, tokenizer, frames: Tensor, descriptions: list, device) -> 
     return {
         kind: (scores(model, tokenizer, images, of, kind).argmax(1) == truth(of, kind, device))
         .float().mean().item()
-        for kind in vocabulary.ATTRIBUTES
+        for kind in KINDS
     }  # fmt: skip

@@ -93,9 +93,11 @@ def _natural(seed: int) -> np.ndarray:
     return dead_leaves(np.random.default_rng(seed))
 
 
-def pick(frames: Tensor, batch: int, device, upto: int | None = None) -> tuple[Tensor, Tensor]:
-    """A random batch in [0, 1], half of it mirrored, and its indices."""
-    index = torch.randint(upto or len(frames), (batch,))
+def pick(
+    frames: Tensor, batch: int, device, upto: int | None = None, *, index: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A random batch in [0, 1] (or the frames ``index``), half of it mirrored, and its indices."""
+    index = torch.randint(upto or len(frames), (batch,)) if index is None else index
     images = frames[index].to(device).float() / 255
     mirror = torch.rand(batch, 1, 1, 1, device=device) < 0.5
     return torch.where(mirror, images.flip(-1), images), index

@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tfkit
-from tfkit import hooks, metrics
+from tfkit import hooks, metrics, tracks
 from tfkit.clip import CLIP
-from tfkit.correspondence import nearest_neighbors
 from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import generate
 from tfkit.menagerie import casting, vocabulary, world
@@ -136,28 +135,21 @@ def correspondence(bench: Bench, ahead: int = 4, timestep: int = 261) -> dict[st
     for i in range(min(8, bench.count)):
         clip = bench.clip(i, ahead + 1)
         side = clip.frames.shape[-1]
-        grid = torch.arange(side // 4) * 4 + 1.5
-        points = torch.stack([v.flatten() for v in torch.meshgrid(grid, grid, indexing="xy")], 1)
-        truth, seen = metrics.track(points, clip.flow, clip.visible)
+        points = tracks.token_centers((side // 4, side // 4), (side, side))
+        places, seen = tracks.follow_flow(points, clip.flow, clip.visible)
         x, y = points.long().T
-        seen &= clip.mask[0, y, x]
-        if seen.sum() < 10:
+        good = seen[-1] & clip.mask[0, y, x]
+        if good.sum() < 10:
             continue
         source = tfkit.invert(bench.model, clip, clip.caption, steps=50, progress=False)
-        tokens = tfkit.extract_tokens(bench.model, source, timestep=timestep, layers=layers)
-        features = {
-            name.removesuffix(".transformer_blocks.0.attn1"): t for name, t in tokens.items()
-        }
-        for size in (4, 12, 20):
-            patches = F.unfold(clip.frames, size, padding=(size - 4) // 2, stride=4)
-            features[f"RGB patches of {size}"] = patches.transpose(1, 2)
-        for name, feature in features.items():
-            across = int(feature.shape[1] ** 0.5)
-            feature = feature.transpose(1, 2).unflatten(2, (across, across))
-            feature = F.interpolate(feature, len(grid), mode="bilinear").flatten(2)
-            index = nearest_neighbors(feature[0].T[seen], feature[-1].T).index
-            score = metrics.pck(points[index], truth[seen], 0.05 * side)
-            found.setdefault(name, []).append(score)
+        features = tfkit.extract_tokens(bench.model, source, timestep=timestep, layers=layers)
+        for width in (4, 12, 20):
+            patches = F.unfold(clip.frames, width, padding=(width - 4) // 2, stride=4)
+            features[f"RGB patches of {width}"] = patches.transpose(1, 2)
+        for name, tokens in features.items():
+            ends, _ = tracks.track_points(tokens[[0, -1]], points[good], (side, side))
+            score = metrics.pck(ends[-1], places[-1, good], 0.05 * side)
+            found.setdefault(name.removesuffix(".transformer_blocks.0.attn1"), []).append(score)
     scores = {name: mean(values) for name, values in found.items()}
     patches = {name: v for name, v in scores.items() if name.startswith("RGB")}
     decoder = {name: v for name, v in scores.items() if name not in patches}
