@@ -13,8 +13,8 @@ ORDER = [
     "codec", "video", "menagerie.vocabulary", "menagerie.anatomy", "menagerie.species",
     "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world", "menagerie",
     "hooks", "diffusion", "loading", "trajectory", "inversion", "tokens", "pca", "correspondence",
-    "tracks", "keyframes", "attention", "propagation", "methods", "editing", "metrics", "clip",
-    "plots", "demo", "widgets.composer", "widgets", "__main__",
+    "tracks", "keyframes", "attention", "swapping", "propagation", "methods", "editing", "metrics",
+    "clip", "plots", "demo", "widgets.composer", "widgets", "__main__",
 ]  # fmt: skip
 STAGES = ("data", "loop", "clip", "vae", "unet", "controlnet", "evaluation", "card")
 RECIPE = {"menagerie.folder", "menagerie.training", "menagerie.recipe"} | {
@@ -56,7 +56,13 @@ def test_nothing_imports_the_recipe():
 
 
 def test_methods_know_nothing_of_consistency():
-    assert not imports(FILES["methods"]) & {"attention", "propagation", "keyframes", "editing"}
+    assert not imports(FILES["methods"]) & {
+        "attention",
+        "swapping",
+        "propagation",
+        "keyframes",
+        "editing",
+    }
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - RECIPE - {"hooks"}))

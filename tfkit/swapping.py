@@ -1,0 +1,124 @@
+"""Rebuilding a clip from one of its frames: what the redundancy of features amounts to (Figure 2).
+
+Every frame is sampled back from its inversion, but with each self-attention token replaced by its
+nearest neighbour among one frame's tokens. If the result is still the frame, that one frame held
+all that the others need. Baselines swap pixels or VAE latents instead.
+Memory: that of sampling, doubled: the unaltered frames go along, for their fields.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tfkit import hooks
+from tfkit.attention import attend, project
+from tfkit.correspondence import nearest_neighbors
+from tfkit.diffusion import LatentDiffusion, check_frames, check_whole
+from tfkit.inversion import check_fits, sample
+from tfkit.trajectory import Trajectory
+from tfkit.video import Clip
+
+
+@dataclass(eq=False)
+class SwapAttention:
+    """A processor on [unaltered | altered] frames, the key frame first in both.
+
+    In the altered half a layer's output is the key frame's unaltered tokens, each place taking the
+    one nearest to its own unaltered token.
+    """
+
+    layers: set[nn.Module] = field(default_factory=set)
+    swaps: bool = True
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
+        if not self.swaps or attn not in self.layers:
+            return attend(attn, *project(attn, hidden_states))
+        own = attend(attn, *project(attn, hidden_states[: len(hidden_states) // 2]))
+        key = own[:1].expand_as(own)
+        return torch.cat([own, own[0][nearest_neighbors(own, key).index]])
+
+
+@torch.no_grad()
+def rebuild(
+    model: LatentDiffusion,
+    source: Trajectory,
+    *,
+    key: int = 0,
+    layers: str | Iterable[str] = "*",
+    timesteps: Iterable[int] | None = None,
+    batch: int = 8,
+    progress: bool = True,
+) -> Float[Tensor, "f 3 h w"]:
+    """The clip sampled back with every frame's tokens swapped for nearest ones of frame ``key``.
+
+    layers: where (names or wildcards of self-attention); timesteps: when (None: at every one).
+    With no timesteps it is tfkit.reconstruct. Tokens are those of the inverted latents.
+    Raises ValueError for a frame, layers or timesteps that are not there. TokenFlow, section 4.1.
+    """
+    check_fits(model, source)
+    check_whole("batch", batch)
+    if not isinstance(key, int) or not 0 <= key < len(source):
+        raise ValueError(f"key={key!r}: expected a frame from 0 to {len(source) - 1}")
+    when = set(source.timesteps if timesteps is None else (int(t) for t in timesteps))
+    if when - set(source.timesteps):
+        source.at(min(when - set(source.timesteps)))  # says which there are
+    text = model.embed(source.prompt)
+    modules = {model.unet.get_submodule(name) for name in hooks.match(model.unet, layers)}
+    swap = SwapAttention(modules)
+    others = torch.arange(len(source))
+
+    def noise_of(step: int, t: int, x: Tensor) -> Tensor:
+        swap.swaps, at, out = t in when, source.at(t).to(x), torch.empty_like(x)
+        for chunk in others.split(batch):
+            chunk = torch.cat([torch.tensor([key]), chunk]).to(x.device)
+            both = torch.cat([at[chunk], x[chunk]])
+            out[chunk] = model.predict_noise(both, t, text).chunk(2)[1]
+        return out
+
+    x = source.noise.to(model.device, model.precision)
+    with hooks.processor(model.unet, swap):
+        x = sample(model, x, source.timesteps, noise_of, label="rebuild", progress=progress)
+    return model.decode(x, size=source.size, batch=batch)
+
+
+@torch.no_grad()
+def rebuild_from_patches(
+    frames: Clip | Tensor, *, key: int = 0, patch: int = 4
+) -> Float[Tensor, "f 3 h w"]:
+    """The baseline in pixels: every patch of a frame replaced by the most similar one of ``key``.
+
+    patch: its side in pixels, which divides the frames'. Similarity is the squared difference.
+    """
+    frames = check_frames(frames)
+    _check_grid("patch", patch, frames)
+    return _swapped(frames, key, patch)
+
+
+@torch.no_grad()
+def rebuild_from_latents(
+    model: LatentDiffusion, frames: Clip | Tensor, *, key: int = 0
+) -> Float[Tensor, "f 3 h w"]:
+    """The baseline in the VAE: every latent replaced by the most similar one of frame ``key``."""
+    frames = check_frames(frames)
+    return model.decode(_swapped(model.encode(frames), key, 1), size=tuple(frames.shape[-2:]))
+
+
+def _swapped(images: Float[Tensor, "f c h w"], key: int, patch: int) -> Tensor:
+    """Images of which every patch is the nearest of image ``key``'s patches at any such place."""
+    if not isinstance(key, int) or not 0 <= key < len(images):
+        raise ValueError(f"key={key!r}: expected a frame from 0 to {len(images) - 1}")
+    rows = F.unfold(images, patch, stride=patch).transpose(1, 2)  # (f, n, c * patch^2)
+    index = torch.stack([torch.cdist(row, rows[key]).argmin(1) for row in rows])
+    swapped = rows[key][index].transpose(1, 2)
+    return F.fold(swapped, images.shape[-2:], patch, stride=patch)
+
+
+def _check_grid(name: str, value: int, frames: Tensor) -> None:
+    check_whole(name, value)
+    h, w = frames.shape[-2:]
+    if h % value or w % value:
+        raise ValueError(f"{name}={value!r}: expected a divisor of the frames' {h} and {w} pixels")
