@@ -190,3 +190,20 @@ def test_what_the_next_frame_hides_is_marked():
     assert shown.shape == (2, 3, 32, 48)
     torch.testing.assert_close(shown[1, :, 4, 5], torch.tensor([213, 94, 0]) / 255)
     torch.testing.assert_close(shown[0], 0.35 * frames[0] + 0.65)
+
+
+def test_a_yt_slice_is_one_column_over_time():
+    clip = moving(5)
+    piece = plots.yt_slice(clip, 7)
+    assert piece.shape == (3, 32, 5) and torch.equal(piece[:, :, 3], clip[3, :, :, 7])
+    with pytest.raises(ValueError, match="column=48; expected 0 to 47"):
+        plots.yt_slice(clip, 48)
+
+
+def test_tokens_are_drawn_where_they_lie():
+    colors = torch.rand(2, 6, 3)
+    image = plots.token_images(colors, (8, 12))
+    assert image.shape == (2, 3, 8, 12)
+    assert torch.equal(image[1, :, 5, 9], colors[1, 5]) and torch.equal(
+        image[0, :, 1, 6], colors[0, 1]
+    )

@@ -6,6 +6,7 @@ from clips import bare
 
 import tfkit
 from tfkit import hooks
+from tfkit.pca import TokenPCA, foreground
 from tfkit.tokens import extract_features, layer_table, noised
 
 LAYERS = "up_blocks.2.*"
@@ -202,3 +203,39 @@ def test_the_table_of_layers_has_the_true_shapes(model, source):
     assert len(printed) == len(table) + 1 and printed[0].split() == [
         "layer", "size", "tokens", "width", "heads"
     ]  # fmt: skip
+
+
+# PCA of what does not fit, and foreground
+
+
+def test_an_incremental_basis_spans_the_same_space(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    scale = torch.tensor([9.0, 6, 4, 0.5, 0.5, 0.5])
+    tokens = {t: torch.randn(3, 200, 6, generator=g) * scale for t in (1, 21, 41)}
+    whole, parts = TokenPCA().fit(tokens), TokenPCA().fit(tokens, incremental=True)
+    for t, value in tokens.items():
+        torch.testing.assert_close(
+            parts.transform(tokens)[t], whole.transform(value), rtol=0, atol=0.35
+        )
+        assert (parts.to_rgb(value) - whole.to_rgb(value)).abs().mean() < 0.02
+
+
+def test_colours_do_not_flip_when_a_frame_is_added():
+    g = torch.Generator().manual_seed(1)
+    tokens = torch.randn(5, 300, 8, generator=g) * torch.linspace(5, 0.5, 8)
+    few, all_of_them = TokenPCA().fit(tokens[:4]), TokenPCA().fit(tokens)
+    correlation = (few.transform(tokens) * all_of_them.transform(tokens)).sum((0, 1))
+    assert (correlation > 0).all()
+
+
+def test_the_first_component_finds_what_stands_out():
+    g = torch.Generator().manual_seed(0)
+    truth = torch.zeros(3, 12, 16, dtype=torch.bool)
+    for i in range(3):
+        truth[i, 4:9, 3 + i : 9 + i] = True
+    ground, thing = torch.randn(2, 10, generator=g)
+    tokens = torch.where(truth[..., None], thing, ground)
+    tokens = tokens + 0.2 * torch.randn(tokens.shape, generator=g)
+    found = foreground(tokens.flatten(1, 2), (48, 64))
+    assert torch.equal(found, truth.flatten(1))
+    assert torch.equal(foreground(-tokens.flatten(1, 2), (48, 64)), found)

@@ -1,20 +1,26 @@
 """Tokens as colours: the principal components of many frames at once, in one basis.
 
 A basis fitted jointly gives one thing one colour in every frame; fitted frame by frame, colours
-would flip. Memory: the tokens once more, in float32, on the CPU.
+would flip. Memory: the tokens once more, in float32, on the CPU; incrementally, one layer's or
+timestep's.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
+from jaxtyping import Bool, Float
+from sklearn.decomposition import PCA, IncrementalPCA
 from torch import Tensor
 
 from tfkit.diffusion import check_whole
+from tfkit.tracks import grid_of
 
-Tokens = Tensor | Mapping[str, Tensor]  # (..., d), or one such for each layer
+Tokens = Tensor | Mapping[Any, Tensor]  # (..., d), or one such for each layer (and timestep)
+SEEN = 200_000  # tokens whose colours set the range, where they come one by one
 
 
 @dataclass(eq=False)
@@ -26,23 +32,43 @@ class TokenPCA:
     def __post_init__(self):
         check_whole("components", self.components)
 
-    def fit(self, tokens: Tokens) -> "TokenPCA":
-        """Finds the basis of all tokens (..., d), of all layers given, together. Returns itself.
+    def fit(self, tokens: Tokens, *, incremental: bool = False) -> "TokenPCA":
+        """Finds the basis of all tokens (..., d), of all entries given, together. Returns itself.
 
-        Raises ValueError for layers of several widths and for fewer tokens than components.
+        incremental: take a mapping's entries one after another (a TokenFolder's come from disk),
+        for what does not fit into memory; the basis is then approximate (Ross et al., 2008).
+        Raises ValueError for entries of several widths and for fewer tokens than components.
         """
+        if incremental:
+            return self._fit_one_by_one(tokens if isinstance(tokens, Mapping) else {"": tokens})
         rows = _rows(tokens)
-        if min(rows.shape) < self.components:
+        self._check(*rows.shape)
+        self._pca = PCA(self.components, svd_solver="covariance_eigh").fit(rows)
+        return self._settle(self._pca.transform(rows))
+
+    def _fit_one_by_one(self, tokens: Mapping) -> "TokenPCA":
+        self._pca = IncrementalPCA(self.components)
+        for value in tokens.values():
+            rows = _rows(value)
+            self._check(*rows.shape)
+            self._pca.partial_fit(rows)
+        thin = max(1, sum(value[..., 0].numel() for value in tokens.values()) // SEEN)
+        some = [self._pca.transform(_rows(value)[::thin]) for value in tokens.values()]
+        return self._settle(np.concatenate(some))
+
+    def _check(self, count: int, width: int) -> None:
+        if min(count, width) < self.components:
             raise ValueError(
-                f"{len(rows)} tokens of width {rows.shape[1]}: expected at least {self.components} "
+                f"{count} tokens of width {width}: expected at least {self.components} "
                 "of each for as many components"
             )
-        self._pca = PCA(self.components, svd_solver="covariance_eigh").fit(rows)
+
+    def _settle(self, scores: np.ndarray) -> "TokenPCA":
+        """Turns each axis so that its largest weight is positive; keeps the range of colours."""
         axes = self._pca.components_
-        largest = np.abs(axes).argmax(1)
-        axes *= np.sign(axes[np.arange(len(axes)), largest])[:, None]
-        scores = self._pca.transform(rows)
-        self._low, self._high = np.percentile(scores, [1, 99], axis=0)
+        signs = np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])
+        self._pca.components_ = axes * signs[:, None]
+        self._low, self._high = np.percentile(scores * signs, [1, 99], axis=0)
         return self
 
     def transform(self, tokens: Tokens) -> Tokens:
@@ -66,6 +92,25 @@ class TokenPCA:
         scores = self.transform(tokens)
         low, high = (torch.from_numpy(v.astype(np.float32)) for v in (self._low, self._high))
         return ((scores - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+
+
+def foreground(tokens: Float[Tensor, "f n d"], size: tuple[int, int]) -> Bool[Tensor, "f n"]:
+    """Which tokens show what stands out: the first component of all frames, split in two.
+
+    The threshold is Otsu's (1979); the ground is the side that most of the picture's border is on.
+    size: (h, w) of the pictures, for the tokens' grid. (Oquab et al., DINOv2, figure 1, split
+    by hand there.)
+    """
+    rows, columns = grid_of(tokens, size)
+    scores = TokenPCA(1).fit(tokens).transform(tokens)[..., 0]
+    low, high = scores.min(), scores.max()
+    steps = ((scores - low) / (high - low).clamp(min=1e-12) * 255).round().byte().numpy()
+    threshold, _ = cv2.threshold(steps, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    above = torch.from_numpy(steps > threshold)
+    place = torch.arange(rows * columns)
+    y, x = place // columns, place % columns
+    border = (y == 0) | (y == rows - 1) | (x == 0) | (x == columns - 1)
+    return above if above[:, border].float().mean() <= 0.5 else ~above
 
 
 def _rows(tokens: Tokens) -> np.ndarray:

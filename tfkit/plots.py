@@ -15,6 +15,8 @@ from textwrap import wrap
 import matplotlib
 import numpy as np
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from matplotlib.colors import hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
@@ -24,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tfkit.codec import replacing
+from tfkit.tracks import grid_of
 from tfkit.video import as_frames, resize, to_uint8
 
 INK, QUIET, MARK = "#222222", "#777777", "#D55E00"  # vermilion: safe for the colour-blind
@@ -83,6 +86,23 @@ def xt_slice(frames, row: int) -> Float[Tensor, "3 f w"]:
     if not 0 <= row < frames.shape[2]:
         raise ValueError(f"row={row!r}; expected 0 to {frames.shape[2] - 1}, a row of the frames")
     return frames[:, :, row].transpose(0, 1)
+
+
+def yt_slice(frames, column: int) -> Float[Tensor, "3 h f"]:
+    """One column of pixels over time: the picture's y runs down, time runs right."""
+    frames = as_frames(frames)
+    if not 0 <= column < frames.shape[3]:
+        raise ValueError(
+            f"column={column!r}; expected 0 to {frames.shape[3] - 1}, a column of the frames"
+        )
+    return rearrange(frames[:, :, :, column], "f c h -> c h f")
+
+
+def token_images(colors: Float[Tensor, "f n 3"], size: tuple[int, int]) -> Float[Tensor, "f 3 h w"]:
+    """Colours of tokens, as TokenPCA.to_rgb gives them, as frames of ``size`` (h, w)."""
+    rows, columns = grid_of(colors, size)
+    image = rearrange(colors, "f (h w) c -> f c h w", h=rows, w=columns)
+    return F.interpolate(image, size, mode="nearest-exact")
 
 
 def xt_slices(clips: Mapping, *, row: int | None = None) -> Figure:

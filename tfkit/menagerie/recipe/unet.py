@@ -140,7 +140,7 @@ def train(args):
     """Trains on latents of frames of ``args.size`` pixels."""
     studio = Studio(args)
     model = UNet2DConditionModel(**unet_config()).to(args.device, memory_format=torch.channels_last)
-    run = Run("unet", model, args, rate=args.rate or 6e-4, ema=0.9995)
+    run = Run("unet", model, args, rate=args.rate or 6e-4, ema=0.999)
     predict = denoiser(torch.compile(model) if args.device.startswith("cuda") else model)
 
     def loss_of():
