@@ -5,7 +5,14 @@ import torch
 
 import tfkit
 from tfkit import hooks
-from tfkit.attention import FlowAttention, JointAttention, KeyTokens, extended, propagate
+from tfkit.attention import (
+    FirstAttention,
+    FlowAttention,
+    JointAttention,
+    KeyTokens,
+    extended,
+    propagate,
+)
 from tfkit.keyframes import Neighbors, paper_neighbors
 
 
@@ -93,3 +100,36 @@ def test_frames_pass_computes_no_queries_of_the_edited_branches(layer):
     flow(layer, tokens_for(layer, 3 * 3, seed=1))
     handle.remove()
     assert seen == [3]
+
+
+# Cross-frame attention
+
+
+def test_every_edited_frame_reads_the_first_and_the_source_itself(layer):
+    tokens = tokens_for(layer, 3 * 4)
+    with torch.no_grad():
+        out = FirstAttention(branches=3, source=True)(layer, tokens)
+        torch.testing.assert_close(out[:4], layer(tokens[:4]), rtol=0, atol=1e-12)
+        for branch in (1, 2):
+            first = tokens[4 * branch : 4 * branch + 1]
+            for i in range(4):
+                frame = tokens[4 * branch + i : 4 * branch + i + 1]
+                crossed = layer(frame, encoder_hidden_states=first)
+                torch.testing.assert_close(out[4 * branch + i], crossed[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_the_first_frame_is_edited_as_if_alone_in_any_batch(model, frames):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(frames, 4, 8, 8, generator=g, dtype=torch.float64)
+    source = tfkit.invert(model, x, "a cat", steps=2, progress=False)
+    settings = {"method": tfkit.PlugAndPlay(), "progress": False}
+    whole, parts = (
+        tfkit.edit(model, source, "a dog", propagation=tfkit.FirstFrame(), batch=b, **settings)
+        for b in (8, 2)
+    )
+    torch.testing.assert_close(whole.latents, parts.latents, rtol=0, atol=1e-9)
+    alone = tfkit.edit(model, source, "a dog", propagation=tfkit.PerFrame(), **settings)
+    torch.testing.assert_close(whole.latents[:1], alone.latents[:1], rtol=0, atol=1e-9)
+    if frames > 1:
+        assert not torch.allclose(whole.latents[1:], alone.latents[1:])

@@ -87,3 +87,29 @@ def test_shares_out_of_range(share, unchecked):
                  lambda: tfkit.SDEdit(share)):  # fmt: skip
         with pytest.raises(ValueError, match="expected a share of the steps"):
             make()
+
+
+def test_fresh_noise_is_one_draw_for_all_frames_at_the_first_timestep(model):
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    source = tfkit.invert(model, x, steps=4, progress=False)
+    method = tfkit.SDEdit(0.5, noise="fresh", seed=5)
+    t = source.timesteps[method.first_step(4)]
+    begun = method.begin(model, source, t)
+    a = model.alpha(t).double()
+    noise = (begun - a.sqrt() * x) / (1 - a).sqrt()
+    torch.testing.assert_close(noise[0], noise[2])
+    want = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5)).double()
+    torch.testing.assert_close(noise[:1], want)
+    own = tfkit.SDEdit(0.5).begin(model, source, t)
+    assert torch.equal(own, source.at(t))
+    settings = {"propagation": tfkit.PerFrame(), "progress": False}
+    fresh = tfkit.edit(model, source, "a dog", method=method, **settings)
+    other = tfkit.edit(model, source, "a dog", method=tfkit.SDEdit(0.5), **settings)
+    assert not torch.allclose(fresh.latents, other.latents)
+    nothing = tfkit.edit(model, source, "a dog", method=tfkit.SDEdit(0, noise="fresh"), **settings)
+    assert torch.equal(nothing.latents, x)
+
+
+def test_sdedit_knows_two_kinds_of_noise(unchecked):
+    with pytest.raises(ValueError, match="noise='white': expected 'inverted' or 'fresh'"):
+        tfkit.SDEdit(0.5, noise="white")

@@ -71,6 +71,22 @@ class JointAttention:
 
 
 @dataclass(eq=False)
+class FirstAttention:
+    """A processor: in the edited branches every frame attends to the batch's first one alone."""
+
+    branches: int
+    source: bool
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
+        q, k, v = project(attn, hidden_states)
+        frames = len(hidden_states) // self.branches
+        first = torch.arange(self.branches, device=k.device).repeat_interleave(frames) * frames
+        if self.source:
+            first[:frames] = torch.arange(frames, device=k.device)  # the source sees itself
+        return attend(attn, q, k[first], v[first])
+
+
+@dataclass(eq=False)
 class FlowAttention:
     """A processor with two modes: the keyframes' pass remembers, the frames' pass propagates.
 

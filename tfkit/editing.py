@@ -105,7 +105,7 @@ def edit(
         return propagation.predict(run, attention, frames, row, batch)
 
     timesteps = source.timesteps[first:]
-    x = source.at(timesteps[0]) if timesteps else source.clean.clone()
+    x = method.begin(model, source, timesteps[0] if timesteps else None)
     x = x.to(model.device, model.precision)
     own = attention is None  # the model's own self-attention
     with nullcontext() if own else hooks.processor(model.unet, attention):

@@ -8,12 +8,14 @@ import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from tfkit import hooks
-from tfkit.diffusion import LatentDiffusion
+from tfkit.diffusion import LatentDiffusion, check_whole
+from tfkit.trajectory import Trajectory
 
 
 @runtime_checkable
@@ -26,11 +28,20 @@ class Method(Protocol):
         """The first step to take: 0 starts from the noisiest latents."""
         ...
 
+    def begin(self, model: LatentDiffusion, source: Trajectory, t: int | None) -> Tensor:
+        """The latents (f, 4, h, w) to start from at timestep ``t``; None: the clean end."""
+        ...
+
     def during(
         self, model: LatentDiffusion, step: int, steps: int, frames: int
     ) -> AbstractContextManager:
         """A context around one pass over ``frames`` frames in every branch."""
         ...
+
+
+def inverted(source: Trajectory, t: int | None) -> Tensor:
+    """The source's own latents at a timestep, or its clean ones."""
+    return source.clean.clone() if t is None else source.at(t)
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,9 @@ class Plain:
     def first_step(self, steps: int) -> int:
         return 0
 
+    def begin(self, model, source, t) -> Tensor:
+        return inverted(source, t)
+
     def during(self, model, step, steps, frames) -> AbstractContextManager:
         return nullcontext()
 
@@ -50,18 +64,33 @@ class Plain:
 class SDEdit:
     """Starts part of the way: ``start`` 1 is pure noise, 0 changes nothing (Meng et al. 2022).
 
-    Of the source's trajectory the last ``round(start * steps)`` steps are sampled anew.
+    Of the source's trajectory the last ``round(start * steps)`` steps are sampled anew. noise:
+    "inverted" starts from the trajectory's own latents, "fresh" puts noise on the clean ones, one
+    draw of ``seed`` for all frames.
     """
 
     start: float | int = 0.6
+    noise: Literal["inverted", "fresh"] = "inverted"
+    seed: int = 0
 
     reads_source = False
 
     def __post_init__(self):
         _fraction("start", self.start)
+        check_whole("seed", self.seed, least=0)
+        if self.noise not in ("inverted", "fresh"):
+            raise ValueError(f"noise={self.noise!r}: expected 'inverted' or 'fresh'")
 
     def first_step(self, steps: int) -> int:
         return steps - round(self.start * steps)
+
+    def begin(self, model, source, t) -> Tensor:
+        if self.noise == "inverted" or t is None:
+            return inverted(source, t)
+        clean, generator = source.clean, torch.Generator().manual_seed(self.seed)
+        noise = torch.randn(clean[:1].shape, generator=generator).to(clean)
+        alpha = model.alpha(t).to(clean)
+        return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
 
     def during(self, model, step, steps, frames) -> AbstractContextManager:
         return nullcontext()
@@ -86,6 +115,9 @@ class PlugAndPlay:
 
     def first_step(self, steps: int) -> int:
         return 0
+
+    def begin(self, model, source, t) -> Tensor:
+        return inverted(source, t)
 
     def during(self, model, step, steps, frames) -> AbstractContextManager:
         names = []

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tfkit.attention import FlowAttention, JointAttention
+from tfkit.attention import FirstAttention, FlowAttention, JointAttention
 from tfkit.keyframes import draw_keyframes, paper_neighbors, reference_neighbors
 
 Pass = Callable[[Tensor], Tensor]  # frame indices (n,) -> their guided noise (n, c, h, w)
@@ -79,6 +79,32 @@ class ExtendedAttention:
 
     def predict(self, run, attention, frames, keyframes, batch) -> Tensor:
         return run(torch.arange(frames))
+
+
+@dataclass(frozen=True)
+class FirstFrame:
+    """Cross-frame attention: each frame attends to the first one only, not even to itself.
+
+    Text2Video-Zero's way to one look for all frames (Khachatryan et al., ICCV 2023, eq. 8).
+    """
+
+    reads_source = False
+
+    def draw(self, frames, steps, seed) -> None:
+        return None
+
+    def check(self, keyframes, frames) -> None:
+        raise ValueError("FirstFrame takes no keyframes; leave them out")
+
+    def attention(self, branches, source) -> FirstAttention:
+        return FirstAttention(branches, source)
+
+    def predict(self, run, attention, frames, keyframes, batch) -> Tensor:
+        first, out = torch.zeros(1, dtype=torch.long), []
+        for chunk in torch.arange(1, frames).split(batch) if frames > 1 else [first[:0]]:
+            noise = run(torch.cat([first, chunk]))
+            out.append(noise if not out else noise[1:])
+        return torch.cat(out)
 
 
 @dataclass(frozen=True)
