@@ -13,8 +13,8 @@ ORDER = [
     "codec", "video", "menagerie.vocabulary", "menagerie.anatomy", "menagerie.species",
     "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world", "menagerie",
     "hooks", "diffusion", "loading", "trajectory", "inversion", "tokens", "correspondence",
-    "tracks", "pca", "keyframes", "attention", "swapping", "propagation", "methods", "editing",
-    "metrics", "clip", "plots", "demo", "widgets.composer", "widgets", "__main__",
+    "tracks", "pca", "keyframes", "attention", "swapping", "propagation", "methods", "session",
+    "editing", "metrics", "clip", "plots", "demo", "widgets.composer", "widgets", "__main__",
 ]  # fmt: skip
 STAGES = ("data", "loop", "clip", "vae", "unet", "controlnet", "evaluation", "card")
 RECIPE = {"menagerie.folder", "menagerie.training", "menagerie.recipe"} | {

@@ -9,6 +9,7 @@ from tfkit.loading import load
 from tfkit.methods import Plain, PlugAndPlay, SDEdit
 from tfkit.pca import TokenPCA
 from tfkit.propagation import ExtendedAttention, FirstFrame, PerFrame, TokenFlow
+from tfkit.session import EditSession
 from tfkit.tokens import extract_tokens
 from tfkit.trajectory import Trajectory, open_trajectory
 from tfkit.video import Clip, read_video, write_video
@@ -16,8 +17,8 @@ from tfkit.video import Clip, read_video, write_video
 __version__ = "0.1.0"
 
 __all__ = [
-    "Clip", "Edit", "ExtendedAttention", "Field", "FirstFrame", "LatentDiffusion", "NonFiniteError",
-    "PerFrame", "Plain", "PlugAndPlay", "SDEdit", "TokenFlow", "TokenPCA", "Trajectory", "edit",
-    "extract_tokens", "generate", "invert", "load", "menagerie", "nearest_neighbors",
-    "open_trajectory", "read_video", "reconstruct", "write_video",
+    "Clip", "Edit", "EditSession", "ExtendedAttention", "Field", "FirstFrame", "LatentDiffusion",
+    "NonFiniteError", "PerFrame", "Plain", "PlugAndPlay", "SDEdit", "TokenFlow", "TokenPCA",
+    "Trajectory", "edit", "extract_tokens", "generate", "invert", "load", "menagerie",
+    "nearest_neighbors", "open_trajectory", "read_video", "reconstruct", "write_video",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tfkit.attention import FirstAttention, FlowAttention, JointAttention
-from tfkit.keyframes import draw_keyframes, paper_neighbors, reference_neighbors
+from tfkit.keyframes import Neighbors, draw_keyframes, paper_neighbors, reference_neighbors
 
 Pass = Callable[[Tensor], Tensor]  # frame indices (n,) -> their guided noise (n, c, h, w)
 
@@ -154,9 +154,19 @@ class TokenFlow:
                 f"interval, {wanted} for {frames} frames at interval {self.interval}"
             )
 
+    @property
+    def field_of(self) -> Literal["output", "input"]:
+        """The tokens that fields are computed from."""
+        return self.field or ("input" if self.variant == "reference" else "output")
+
+    def neighbors(self, frames: Tensor, keyframes: Tensor, total: int) -> Neighbors:
+        """The keyframes that frames (n,) of a clip of ``total`` take their tokens from."""
+        if self.variant == "paper":
+            return paper_neighbors(frames, keyframes, self.blend)
+        return reference_neighbors(frames, total, self.interval, self.blend)
+
     def attention(self, branches, source) -> FlowAttention:
-        live = self.variant == "reference"
-        return FlowAttention(branches, self.field or ("input" if live else "output"), live)
+        return FlowAttention(branches, self.field_of, self.variant == "reference")
 
     def predict(self, run, attention, frames, keyframes, batch) -> Tensor:
         attention.neighbors = None
@@ -170,10 +180,7 @@ class TokenFlow:
         out = noise.new_empty(frames, *noise.shape[1:])
         out[keyframes] = noise
         for chunk in todo.split(batch) if len(todo) else ():
-            if self.variant == "paper":
-                near = paper_neighbors(chunk, keyframes, self.blend)
-            else:
-                near = reference_neighbors(chunk, frames, self.interval, self.blend)
+            near = self.neighbors(chunk, keyframes, frames)
             attention.neighbors = near.to(noise.device)
             out[chunk] = run(chunk)
         return out

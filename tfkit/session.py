@@ -1,0 +1,274 @@
+"""The edit, a step at a time: forward, back, changed from here on, branched.
+
+Branches of a batch: [source | negative | prompt], each of all frames of the pass. The source is
+there where the method or the propagation reads it, the negative one unless guidance is 1.
+Memory: latents and predicted noise of every step taken, which is what makes going back free.
+"""
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tfkit import hooks
+from tfkit.correspondence import Field, nearest_neighbors
+from tfkit.diffusion import LatentDiffusion, check_whole
+from tfkit.inversion import at_step, check_fits, ddim_step
+from tfkit.keyframes import check_keyframes
+from tfkit.methods import Method, PlugAndPlay
+from tfkit.propagation import Propagation, TokenFlow
+from tfkit.tokens import extract_tokens
+from tfkit.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What steps are taken with. Raises ValueError for settings that are none."""
+
+    prompt: str
+    negative_prompt: str
+    guidance: float | int
+    method: Method
+    propagation: Propagation
+
+    def __post_init__(self):
+        number = isinstance(self.guidance, int | float) and not isinstance(self.guidance, bool)
+        if not number or not math.isfinite(self.guidance):
+            raise ValueError(f"guidance={self.guidance!r}: expected a finite number; 7.5 is usual")
+        for name, kind in (("method", Method), ("propagation", Propagation)):
+            value = getattr(self, name)
+            if isinstance(value, type) or not isinstance(value, kind):
+                raise ValueError(
+                    f"{name}={value!r}: expected an object such as tfkit.PlugAndPlay() for the "
+                    "method, tfkit.TokenFlow() for the propagation"
+                )
+
+    @property
+    def reads_source(self) -> bool:
+        return self.method.reads_source or self.propagation.reads_source
+
+
+class EditSession:
+    """An edit that can be stepped through.
+
+    Its settings are those of :func:`tfkit.edit`, which is a session run to its end. ``position`` is
+    the number of steps taken; ``latents`` belong to it.
+    """
+
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        source: Trajectory,
+        prompt: str,
+        *,
+        negative_prompt: str = "",
+        guidance: float | int = 7.5,
+        method: Method = PlugAndPlay(),
+        propagation: Propagation = TokenFlow(),
+        keyframes=None,
+        seed: int = 0,
+        batch: int = 8,
+    ):
+        check_fits(model, source)
+        check_whole("batch", batch)
+        self.model, self.source, self.batch = model, source, batch
+        self._latents: list[Tensor] = []  # before each step taken, and after the last
+        self._noise: list[Tensor] = []  # predicted in each step taken
+        self._rows: list[Tensor | None] = []  # keyframes at each of the source's timesteps
+        self.position = 0
+        self._use(Plan(prompt, negative_prompt, guidance, method, propagation), keyframes, seed)
+
+    def _use(self, plan: Plan, keyframes, seed: int) -> None:
+        """Takes up a plan from the present position on; nothing changes where it does not fit."""
+        check_whole("seed", seed, least=0)
+        frames, steps = len(self.source), len(self.source.timesteps)
+        if keyframes is None:
+            rows = plan.propagation.draw(frames, steps, seed)
+        else:
+            rows = check_keyframes(keyframes, frames, steps)
+            plan.propagation.check(rows, frames)
+        text = [self.model.embed(text) for text in _texts(plan, self.source)]
+        first = self._first if self.position else plan.method.first_step(steps)
+        if not self.position:
+            timesteps = self.source.timesteps[first:]
+            begun = plan.method.begin(self.model, self.source, timesteps[0] if timesteps else None)
+            self._latents = [begun.to(self.model.device, self.model.precision)]
+        self.plan, self._text, self._first = plan, torch.cat(text), first
+        drawn, taken = [None] * steps if rows is None else list(rows), first + self.position
+        self._rows = self._rows[:taken] + drawn[len(self._rows[:taken]) :]
+        self._latents, self._noise = (
+            self._latents[: self.position + 1],
+            self._noise[: self.position],
+        )
+
+    # Where it stands
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """Those of the steps it takes, descending."""
+        return self.source.timesteps[self._first :]
+
+    @property
+    def latents(self) -> Float[Tensor, "f c h w"]:
+        return self._latents[self.position]
+
+    @property
+    def keyframes(self) -> list[Int[Tensor, " k"] | None]:
+        """At each of the source's timesteps; None where the propagation has none."""
+        return list(self._rows)
+
+    @property
+    def last(self) -> int:
+        """The step that the views below are of: the last one taken, or the first to be."""
+        return max(self.position - 1, 0)
+
+    @torch.no_grad()
+    def frames(self) -> Float[Tensor, "f 3 H W"]:
+        """The latents as they are, decoded."""
+        return self.model.decode(self.latents, size=self.source.size, batch=self.batch)
+
+    @torch.no_grad()
+    def predicted(self) -> Float[Tensor, "f 3 H W"]:
+        """The clean frames that the last step taken headed for. ValueError before the first."""
+        if not self.position:
+            raise ValueError("nothing is predicted before the first step; call step()")
+        step = self.position - 1
+        alpha = self.model.alpha(self.timesteps[step])
+        clean = (self._latents[step] - (1 - alpha) ** 0.5 * self._noise[step]) / alpha**0.5
+        return self.model.decode(clean, size=self.source.size, batch=self.batch)
+
+    def fields(self, layer: str) -> Field:
+        """Of every frame towards each keyframe of the step, on the source's tokens: (f, k, n).
+
+        Raises ValueError for a layer that is not there and where there are no keyframes.
+        """
+        row = self._row("fields")
+        t = self.timesteps[self.last]
+        tokens = extract_tokens(
+            self.model, self.source, timestep=t, layers=layer, batch=self.batch,
+            kind=self.plan.propagation.field_of,
+        )  # fmt: skip
+        if len(tokens) != 1:
+            raise ValueError(f"layer={layer!r}: expected one layer, it fits {', '.join(tokens)}")
+        (phi,) = tokens.values()
+        query = phi[:, None].expand(-1, len(row), -1, -1)
+        return nearest_neighbors(query, phi[row][None].expand_as(query))
+
+    def weights(self) -> Float[Tensor, "f k"]:
+        """How much each frame takes from each keyframe of the step; rows add up to 1."""
+        row = self._row("weights")
+        count = len(self.source)
+        near = self.plan.propagation.neighbors(torch.arange(count), row, count)
+        out = torch.zeros(count, len(row), dtype=torch.float64)
+        out.scatter_add_(1, near.first[:, None], near.weight[:, None].double())
+        rest = torch.where(near.blended, 1 - near.weight.double(), 0.0)
+        return out.scatter_add_(1, near.second[:, None], rest[:, None])
+
+    def _row(self, what: str) -> Tensor:
+        row = self._rows[min(self._first + self.last, len(self._rows) - 1)]
+        if row is None or not hasattr(self.plan.propagation, "neighbors"):
+            raise ValueError(
+                f"no {what}: {self.plan.propagation!r} carries no tokens; use tfkit.TokenFlow()"
+            )
+        return row
+
+    # Moving
+
+    @torch.no_grad()
+    def step(self, count: int = 1, *, progress: bool = False) -> "EditSession":
+        """Takes ``count`` steps, fewer at the end; those taken before cost nothing. Returns itself.
+
+        Raises NonFiniteError where the model overflows; the session stays at the step before.
+        """
+        check_whole("count", count, least=0)
+        end = min(self.position + count, len(self.timesteps))
+        with tqdm(total=end - self.position, desc="edit", disable=not progress) as bar:
+            while self.position < end:
+                if self.position == len(self._noise):
+                    self._take()
+                self.position += 1
+                bar.update()
+        return self
+
+    def back(self, count: int = 1) -> "EditSession":
+        """Goes back, to the beginning at the most. Returns itself."""
+        check_whole("count", count, least=0)
+        self.position = max(self.position - count, 0)
+        return self
+
+    def goto(self, position: int, *, progress: bool = False) -> "EditSession":
+        """Goes to where ``position`` steps are taken, forward or back. Returns itself."""
+        check_whole("position", position, least=0)
+        if position > len(self.timesteps):
+            raise ValueError(f"position={position}: expected 0 to {len(self.timesteps)} steps")
+        if position < self.position:
+            return self.back(self.position - position)
+        return self.step(position - self.position, progress=progress)
+
+    def _take(self) -> None:
+        """Computes the step from the present position; all of it or nothing is kept."""
+        model, plan, step = self.model, self.plan, self.position
+        attention = plan.propagation.attention(len(self._text), plan.reads_source)
+        t, x = self.timesteps[step], self._latents[step]
+        own = attention is None  # the model's own self-attention
+        scope = nullcontext() if own else hooks.processor(model.unet, attention)
+        with scope, at_step(step, len(self.timesteps)):
+            noise = self._noise_of(step, t, x, attention)
+        after = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
+        latents = ddim_step(x, noise, model.alpha(t), model.alpha(after))
+        self._noise, self._latents = [*self._noise, noise], [*self._latents, latents]
+
+    def _noise_of(self, step: int, t: int, x: Tensor, attention) -> Tensor:
+        plan, model, branches = self.plan, self.model, len(self._text)
+        at = self.source.at(t) if plan.reads_source else None
+        whole = len(self.source.timesteps)
+
+        def run(index: Tensor) -> Tensor:
+            edited = x[index.to(x.device)]
+            own = [] if at is None else [at[index.to(at.device)].to(edited)]
+            latents = torch.cat(own + [edited] * (branches - len(own)))
+            text = self._text.repeat_interleave(len(index), 0)
+            with plan.method.during(model, self._first + step, whole, len(index)):
+                out = model.predict_noise(latents, t, text).chunk(branches)
+            if plan.guidance == 1:
+                return out[-1]
+            return out[-2] + plan.guidance * (out[-1] - out[-2])
+
+        return plan.propagation.predict(
+            run, attention, len(self.source), self._rows[self._first + step], self.batch
+        )
+
+    # Changing what comes
+
+    def change(self, *, keyframes=None, seed: int = 0, **settings) -> "EditSession":
+        """From here on with other settings: prompt, negative_prompt, guidance, method, propagation.
+
+        Steps beyond are forgotten; keyframes are drawn anew or given. Returns itself. Raises
+        ValueError, and changes nothing, for settings that are none or do not fit.
+        """
+        known = {*Plan.__dataclass_fields__}
+        if settings.keys() - known:
+            name = min(settings.keys() - known)
+            raise ValueError(f"{name!r} is no setting; expected some of {', '.join(sorted(known))}")
+        self._use(replace(self.plan, **settings), keyframes, seed)
+        return self
+
+    def redraw(self, seed: int) -> "EditSession":
+        """Other keyframes from here on. Returns itself."""
+        return self.change(seed=seed)
+
+    def branch(self) -> "EditSession":
+        """Another session that stands where this one does; what is behind both is shared."""
+        twin = object.__new__(EditSession)
+        twin.__dict__.update(self.__dict__)
+        twin._latents, twin._noise, twin._rows = map(list, (self._latents, self._noise, self._rows))
+        return twin
+
+
+def _texts(plan: Plan, source: Trajectory) -> list[str]:
+    texts = [source.prompt] * plan.reads_source + [plan.negative_prompt] * (plan.guidance != 1)
+    return [*texts, plan.prompt]
