@@ -216,3 +216,35 @@ def test_an_overflow_is_laid_at_its_step_timestep_and_group(model, latents):
     finally:
         for handle in handles:
             handle.remove()
+
+
+# Pictures from noise
+
+
+def test_generate_is_ddim_with_guidance_from_the_seeds_noise(model):
+    prompts = ["a cat", "a dog", "a bird"]
+    settings = {"steps": 3, "guidance": 4, "progress": False, "size": (32, 48)}
+    whole = tfkit.generate(model, prompts, seed=5, **settings)
+    parts = tfkit.generate(model, prompts, seed=5, batch=2, **settings)
+    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-4)
+    assert whole.shape == (3, 3, 32, 48) and whole.min() >= 0 and whole.max() <= 1
+    shape = (3, 4, 32 // model.factor, 48 // model.factor)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(5)).to(model.dtype)
+    timesteps = model.timesteps(3)
+    for i, t in enumerate(timesteps):
+        noise = []
+        for latent, prompt in zip(x.split(1), prompts, strict=True):
+            empty, full = (model.predict_noise(latent, t, model.embed(p)) for p in ("", prompt))
+            noise.append(empty + 4 * (full - empty))
+        after = timesteps[i + 1] if i + 1 < len(timesteps) else None
+        x = ddim_step(x, torch.cat(noise), model.alpha(t), model.alpha(after))
+    torch.testing.assert_close(model.decode(x), whole, rtol=0, atol=1e-4)
+
+
+def test_generate_takes_one_prompt_and_the_models_own_size(model):
+    one = tfkit.generate(model, "a cat", steps=1, progress=False)
+    assert one.shape == (1, 3, model.sample_size, model.sample_size)
+    with pytest.raises(ValueError, match="prompts is empty"):
+        tfkit.generate(model, [])
+    with pytest.raises(ValueError, match="seed=-1"):
+        tfkit.generate(model, "a cat", seed=-1)
