@@ -22,7 +22,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # fmt: off
 ALLOWED_AT_TOP = {
-    "CONTRIBUTING.md",
     "notebooks", "tfkit", "figures", "tests", "environment.yml", "README.md", "pyproject.toml",
     "LICENSE", "Makefile", ".ci", ".gitignore", ".gitattributes", "constraints.txt", "setup_env.py",
     "CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks", "docs",
