@@ -67,8 +67,8 @@ def rebuild(
     if when - set(source.timesteps):
         source.at(min(when - set(source.timesteps)))  # says which there are
     text = model.embed(source.prompt)
-    modules = {model.unet.get_submodule(name) for name in hooks.match(model.unet, layers)}
-    swap = SwapAttention(modules)
+    modules = hooks.self_attention(model.unet)
+    swap = SwapAttention({modules[name] for name in hooks.match(model.unet, layers)})
     others = torch.arange(len(source))
 
     def noise_of(step: int, t: int, x: Tensor) -> Tensor:

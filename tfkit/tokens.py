@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tfkit import hooks
 from tfkit.codec import replacing
-from tfkit.diffusion import LatentDiffusion, check_latents, check_whole
+from tfkit.diffusion import LatentDiffusion, check_latents, check_whole, is_whole
 from tfkit.trajectory import Trajectory
 from tfkit.video import Clip
 
@@ -49,7 +49,7 @@ class Noised:
 
         A draw is one noise for all frames, so that what differs between them is the frames.
         """
-        if not 0 <= t < len(self.alphas):
+        if not is_whole(t) or not 0 <= t < len(self.alphas):
             raise ValueError(f"timestep {t!r}: expected 0 to {len(self.alphas) - 1}")
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.ensemble, 1, *self.clean.shape[1:])
@@ -127,7 +127,8 @@ def extract_features(
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(map(repr, KINDS))}")
     check_whole("batch", batch)
-    timesteps, names = [int(t) for t in timesteps], hooks.match(model.unet, layers, _modules(kind))
+    names = hooks.match(model.unet, layers, _modules(kind))
+    timesteps = [t.item() if isinstance(t, Tensor) else t for t in timesteps]
     text, kept = model.embed(source.prompt), None
     if folder is not None:
         kept = TokenFolder(Path(folder).expanduser(), timesteps, names)
