@@ -166,7 +166,7 @@ def phenomenon(bench: Bench, frames: int = 8, steps: int = 20) -> dict[str, floa
     }
     methods: dict[str, Method] = {"PnP": tfkit.PlugAndPlay(), "SDEdit": tfkit.SDEdit(0.7)}
     rows: dict[str, list[float]] = {}
-    for i, (_, description) in enumerate(bench.scenes[: max(1, min(4, bench.count))]):
+    for i, (_, description) in enumerate(bench.scenes[: max(1, bench.count // 8)]):
         clip = bench.clip(i, frames)
         open_look = vocabulary.change(description, color=None, accessory=None)
         prompt = vocabulary.compose(vocabulary.change(open_look, coat="striped", ground="snow"))
