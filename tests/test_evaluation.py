@@ -7,7 +7,7 @@ import torch
 
 import tfkit
 from tfkit import tracks
-from tfkit.clip import load_clip
+from tfkit.clip import CLIP, load_clip
 from tfkit.menagerie import vocabulary
 from tfkit.menagerie.recipe import card, evaluation
 from tfkit.menagerie.recipe.data import reserved, scenes
@@ -46,19 +46,19 @@ def _scene(text):
 
 
 def test_a_judge_that_knows_the_answer_reads_everything_right(bench):
-    class Knows:
+    class Knows(CLIP):
         def __init__(self, caption):
-            self.caption = caption
+            object.__setattr__(self, "caption", caption)
 
-        def text_alignment(self, frames, text):
-            return float(text == self.caption)
+        def text_alignment(self, frames, prompt):
+            return float(prompt == self.caption)
 
     _, description = bench.scenes[0]
     knows = Knows(vocabulary.compose(description))
     oracle = evaluation.Bench(bench.model, knows, 1)
     assert all(oracle.right(torch.zeros(1, 3, 8, 8), description).values())
     other = vocabulary.change(description, coat="a coat nobody wears")
-    knows.caption = vocabulary.compose(other)
+    object.__setattr__(knows, "caption", vocabulary.compose(other))
     found = oracle.right(torch.zeros(1, 3, 8, 8), description)
     assert found["coat"] == (vocabulary.COATS[0] == description.looks[0].coat)
 
