@@ -33,6 +33,9 @@ def test_a_contact_sheet_has_a_row_a_clip_and_numbers_on_top():
     assert image.std() > 20 and (image[:2] == 255).all()  # a picture on a white margin
     assert words(contact_sheet(CLIPS, columns=3, every=5))[:3] == ["frame 0", "5", "10"]
     assert words(contact_sheet({"a": moving(2)}))[:2] == ["frame 0", "1"]
+    assert words(contact_sheet({"a": moving(3)}, columns=2, titles=[1, 5, 9]))[:2] == ["1", "9"]
+    with pytest.raises(ValueError, match="2 titles for 3 frames"):
+        contact_sheet({"a": moving(3)}, titles=["x", "y"])
 
 
 def test_a_contact_sheet_shows_the_frames_themselves():
@@ -160,50 +163,9 @@ def test_a_sheet_needs_columns(options):
         contact_sheet(CLIPS, **options)
 
 
-# The menagerie's truth, drawn
-
-
-def test_flow_is_drawn_by_direction_and_length():
-    flow = torch.zeros(1, 2, 4, 4)
-    flow[0, 0, 0, 0], flow[0, 0, 0, 1], flow[0, 0, 0, 2] = 4.0, -4.0, 2.0
-    colors = plots.flow_colors(flow)
-    assert colors.shape == (1, 3, 4, 4) and (colors[..., 1:, :] == 1).all()  # stands still: white
-    right, left, slow = colors[0, :, 0, 0], colors[0, :, 0, 1], colors[0, :, 0, 2]
-    torch.testing.assert_close(right, torch.tensor([1.0, 0.0, 0.0]))
-    torch.testing.assert_close(left, torch.tensor([0.0, 1.0, 1.0]))
-    torch.testing.assert_close(slow, torch.tensor([1.0, 0.5, 0.5]))
-    torch.testing.assert_close(plots.flow_colors(flow, reach=8.0)[0, :, 0, 0], slow)
-
-
-def test_labels_have_a_colour_each_and_frames_shine_through():
-    labels = torch.tensor([[[0, 1, 2, 12]]])
-    colors = plots.label_colors(labels)
-    assert len(torch.unique(colors[0, :, 0], dim=1).T) == 4
-    under = torch.ones(1, 3, 1, 4)
-    torch.testing.assert_close(plots.label_colors(labels, under), 0.65 * colors + 0.35)
-
-
-def test_what_the_next_frame_hides_is_marked():
-    frames, visible = moving(3), torch.ones(2, 32, 48, dtype=torch.bool)
-    visible[1, 4, 5] = False
-    shown = plots.hide(frames, visible)
-    assert shown.shape == (2, 3, 32, 48)
-    torch.testing.assert_close(shown[1, :, 4, 5], torch.tensor([213, 94, 0]) / 255)
-    torch.testing.assert_close(shown[0], 0.35 * frames[0] + 0.65)
-
-
 def test_a_yt_slice_is_one_column_over_time():
     clip = moving(5)
     piece = plots.yt_slice(clip, 7)
     assert piece.shape == (3, 32, 5) and torch.equal(piece[:, :, 3], clip[3, :, :, 7])
     with pytest.raises(ValueError, match="column=48; expected 0 to 47"):
         plots.yt_slice(clip, 48)
-
-
-def test_tokens_are_drawn_where_they_lie():
-    colors = torch.rand(2, 6, 3)
-    image = plots.token_images(colors, (8, 12))
-    assert image.shape == (2, 3, 8, 12)
-    assert torch.equal(image[1, :, 5, 9], colors[1, 5]) and torch.equal(
-        image[0, :, 1, 6], colors[0, 1]
-    )

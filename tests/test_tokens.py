@@ -7,7 +7,7 @@ from clips import bare
 import tfkit
 from tfkit import hooks
 from tfkit.pca import TokenPCA, foreground
-from tfkit.tokens import extract_features, layer_table, noised
+from tfkit.tokens import Layer, extract_features, layer_table, noised
 
 LAYERS = "up_blocks.2.*"
 
@@ -199,6 +199,8 @@ def test_the_table_of_layers_has_the_true_shapes(model, source):
     for layer in table:
         assert layer.width == tokens[layer.name].shape[2]
         assert layer.tokens == tokens[layer.name].shape[1] * scale
+    labels = [layer.label for layer in table]
+    assert len(set(labels)) == len(labels) and "mid" in labels and "up 1.0" in labels
     printed = repr(table).splitlines()
     assert len(printed) == len(table) + 1 and printed[0].split() == [
         "layer", "size", "tokens", "width", "heads"
@@ -239,3 +241,10 @@ def test_the_first_component_finds_what_stands_out():
     found = foreground(tokens.flatten(1, 2), (48, 64))
     assert torch.equal(found, truth.flatten(1))
     assert torch.equal(foreground(-tokens.flatten(1, 2), (48, 64)), found)
+
+
+def test_a_layers_short_name_says_which_of_several_blocks():
+    one = "up_blocks.0.attentions.2.transformer_blocks.{}.attn1"
+    assert Layer(one.format(0), (4, 4), 8, 1).label == "up 0.2"
+    assert Layer(one.format(9), (4, 4), 8, 1).label == "up 0.2/9"
+    assert Layer("mid_block.attentions.0.transformer_blocks.3.attn1", (4, 4), 8, 1).label == "mid/3"

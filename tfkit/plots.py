@@ -7,7 +7,7 @@ value of its cell. `save` writes them. Only the frames that are shown are copied
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from textwrap import wrap
@@ -15,21 +15,19 @@ from textwrap import wrap
 import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
-from matplotlib.colors import hsv_to_rgb, to_rgb
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.textpath import TextPath
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from tfkit import overlays
 from tfkit.codec import replacing
-from tfkit.tracks import grid_of
 from tfkit.video import as_frames, resize, to_uint8
 
-INK, QUIET, MARK = "#222222", "#777777", "#D55E00"  # vermilion: safe for the colour-blind
+INK, QUIET = "#222222", "#777777"
 WIDTH = 9.0  # inches; at 100 dots an inch the column of a notebook or a README
 GAP = 0.05  # between pictures
 FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")  # comes with matplotlib
@@ -50,13 +48,22 @@ class Sheet(Figure):
         return small.getvalue()
 
 
-def contact_sheet(clips: Mapping, *, columns: int = 8, every: int | None = None) -> Figure:
+def contact_sheet(
+    clips: Mapping,
+    *,
+    columns: int = 8,
+    every: int | None = None,
+    titles: Sequence | None = None,
+) -> Figure:
     """Rows of frames, one row a clip, labelled on the left and numbered on top.
 
     columns: how many frames at most. every: frames 0, every, 2 every ...; None spreads them evenly
-    from the first to the last. All clips have the same number of frames.
+    from the first to the last. titles: one for each frame, instead of its number. All clips have
+    the same number of frames.
     """
     clips, f = _equally_long(clips)
+    if titles is not None and len(titles) != f:
+        raise ValueError(f"{len(titles)} titles for {f} frames; expected one for each")
     if columns < 1 or (every is not None and every < 1):
         raise ValueError(f"columns={columns!r}, every={every!r}; expected 1 or more of each")
     if every is None:
@@ -74,6 +81,7 @@ def contact_sheet(clips: Mapping, *, columns: int = 8, every: int | None = None)
     for i, column in zip(chosen, range(len(chosen)), strict=True):
         x = left + column * (cell + GAP) + cell / 2
         number = f"frame {i}" if column == 0 and cell > 0.6 else str(i)
+        number = number if titles is None else str(titles[i])
         _write(figure, x, height - top + 0.07, number, QUIET, 8, ha="center", va="bottom")
     y = height - top
     for label, frames, tall in zip(labels, clips.values(), heights, strict=True):
@@ -103,13 +111,6 @@ def yt_slice(frames, column: int) -> Float[Tensor, "3 h f"]:
     return rearrange(frames[:, :, :, column], "f c h -> c h f")
 
 
-def token_images(colors: Float[Tensor, "f n 3"], size: tuple[int, int]) -> Float[Tensor, "f 3 h w"]:
-    """Colours of tokens, as TokenPCA.to_rgb gives them, as frames of ``size`` (h, w)."""
-    rows, columns = grid_of(colors, size)
-    image = rearrange(colors, "f (h w) c -> f c h w", h=rows, w=columns)
-    return F.interpolate(image, size, mode="nearest-exact")
-
-
 def xt_slices(clips: Mapping, *, row: int | None = None) -> Figure:
     """The same row of each clip over time, under its first frame with the row marked.
 
@@ -131,7 +132,7 @@ def xt_slices(clips: Mapping, *, row: int | None = None) -> Figure:
         x, here = left + column * (cell + gap), row * frames.shape[2] // reference
         _write(figure, x, height - top + 0.08, label, INK, 10, ha="left", va="bottom")
         axes = _image(figure, x, bottom + time + gap, cell, high, frames[:1])
-        line = axes.axhline(here, color=MARK, linewidth=1.5)
+        line = axes.axhline(here, color=overlays.MARK, linewidth=1.5)
         line.set_path_effects([Stroke(linewidth=3.2, foreground="white"), Normal()])
         axes = _image(figure, x, bottom, cell, time, xt_slice(frames, here)[None], "nearest")
         axes.set_axis_on()
@@ -171,37 +172,6 @@ def side_by_side(clips: Mapping, *, zoom: int | None = None) -> Float[Tensor, "f
         for i in range(f):
             out[i, :, band : band + high, x : x + w] = resize(frames[i : i + 1].float(), (high, w))
     return out
-
-
-def flow_colors(flow: Float[Tensor, "s 2 h w"], reach: float | None = None) -> Tensor:
-    """Motion as colour (s, 3, h, w): hue the direction, saturation the length, white no motion.
-
-    reach: length in pixels of full saturation; None: the longest in the flow.
-    """
-    if flow.ndim != 4 or flow.shape[1] != 2:
-        raise ValueError(f"flow is {tuple(flow.shape)}; expected (s, 2, h, w) in pixels (x, y)")
-    length = flow.norm(dim=1)
-    reach = float(length.max().clamp(min=1e-6)) if reach is None else reach
-    hue = torch.atan2(flow[:, 1], flow[:, 0]) / (2 * torch.pi) % 1
-    hsv = torch.stack([hue, (length / reach).clamp(0, 1), torch.ones_like(hue)], -1)
-    return torch.from_numpy(hsv_to_rgb(hsv.numpy())).permute(0, 3, 1, 2).float()
-
-
-def label_colors(labels: Int[Tensor, "f h w"], under: Tensor | None = None) -> Tensor:
-    """Labels as colours (f, 3, h, w): 0 is grey, the others have a colour each.
-
-    under: frames (f, 3, h, w) that shine through.
-    """
-    palette = torch.tensor([(0.86, 0.86, 0.86), *matplotlib.colormaps["tab20"].colors])
-    colors = palette[torch.where(labels > 0, (labels - 1) % 20 + 1, 0)].permute(0, 3, 1, 2)
-    return colors if under is None else 0.65 * colors + 0.35 * as_frames(under)
-
-
-def hide(frames, visible: Bool[Tensor, "s h w"]) -> Tensor:
-    """Frames (s, 3, h, w) in which what the next frame does not show is vermilion."""
-    frames = as_frames(frames)[: len(visible)]
-    mark = torch.tensor(to_rgb(MARK), dtype=frames.dtype).view(3, 1, 1)
-    return torch.where(visible[:, None], 0.35 * frames + 0.65, mark)
 
 
 def save(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> Path:

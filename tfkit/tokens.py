@@ -201,6 +201,16 @@ class Layer:
     def tokens(self) -> int:
         return self.size[0] * self.size[1]
 
+    @property
+    def label(self) -> str:
+        """The name in short: "down 0.1" is down_blocks.0.attentions.1, "mid" the middle's."""
+        numbers = [part for part in self.name.split(".") if part.isdigit()]
+        middle, block = self.name.startswith("mid"), numbers.pop()
+        place = ".".join(numbers[1:] if middle else numbers)
+        kind = self.name.split("_")[0]
+        several = f"/{block}" if block != "0" else ""
+        return kind + several if middle else f"{kind} {place}{several}"
+
 
 class LayerTable(tuple[Layer, ...]):
     """The self-attention layers of a model, printed as a table."""
