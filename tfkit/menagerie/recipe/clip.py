@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from tfkit.clip import pixels
-from tfkit.menagerie import vocabulary
+from tfkit.menagerie import anatomy, vocabulary
 from tfkit.menagerie.folder import (
     save_half,
     save_text_encoder,
@@ -25,10 +25,12 @@ from tfkit.menagerie.folder import (
     write_processor,
     write_tokenizer,
 )
-from tfkit.menagerie.recipe.data import captions, dataset, held_out, pick
+from tfkit.menagerie.recipe.data import captions, dataset, held_out, mirror, part_labels, pick
 from tfkit.menagerie.recipe.loop import Run
 
 KINDS = tuple(vocabulary.ATTRIBUTES)
+_WORDS = [len(words) for words in vocabulary.ATTRIBUTES.values()]
+_LABELS = len(anatomy.PARTS) + sum(_WORDS)  # what each patch is asked
 BATCH, ASKED = 128, 32  # frames a step, and of how many of them each attribute is asked
 
 
@@ -101,7 +103,13 @@ def train(args):
     held, held_descriptions = held_out(args)
     run = Run("clip", model, args, rate=args.rate or 1e-3, ema=0.998)
     data = frames, descriptions, tokenizer, args.device
-    loss_of = _vision(model, *data) if args.vision_only else _both(model, *data)
+    if args.vision_only:
+        labeler = torch.nn.Linear(config.vision_config.hidden_size, _LABELS).to(args.device)
+        run.optimizer.add_param_group({"params": labeler.parameters()})
+        parts = part_labels(args.work, args.images)
+        loss_of = _vision(model, labeler, parts, *data)
+    else:
+        loss_of = _both(model, *data)
 
     def report(average):
         rates = read_rates(average, tokenizer, held, held_descriptions, args.device)
@@ -148,8 +156,13 @@ def _both(model, frames, descriptions, tokenizer, device):
     return loss_of
 
 
-def _vision(model, frames, descriptions, tokenizer, device):
-    """The loss of the vision tower alone; the captions are embedded once."""
+def _vision(model, labeler, parts, frames, descriptions, tokenizer, device):
+    """The loss of the vision tower alone; the captions are embedded once.
+
+    Each patch is also asked which parts of the animal it shows, and the animal's attributes: a
+    transformer learns shapes from so few pictures only where every token is told something (token
+    labeling: Jiang et al., 2021).
+    """
     for part in (model.text_model, model.text_projection):
         part.requires_grad_(False)
     model.logit_scale.requires_grad_(False)
@@ -164,14 +177,21 @@ def _vision(model, frames, descriptions, tokenizer, device):
     single = torch.tensor([i for i, d in enumerate(descriptions) if len(d.looks) == 1])
     of = [descriptions[i] for i in single]
     labels = torch.stack([truth(of, kind, device) for kind in KINDS], 1)
-    size = vision_config()["image_size"]
+    size, patch = vision_config()["image_size"], vision_config()["patch_size"]
+
+    def batch(chosen):
+        """Pictures (b, 3, s, s) and the share of each part in each of their patches (b, n, p)."""
+        at = single[chosen]
+        shown = F.one_hot(parts[at].long(), len(anatomy.PARTS)).to(device).float()
+        both = [pixels(frames[at].to(device).float() / 255, size), shown.movedim(-1, 1)]
+        seen, shown = jitter(mirror(torch.cat(both, 1))).split([3, len(anatomy.PARTS)], 1)
+        return seen, rearrange(F.avg_pool2d(shown, patch), "b p h w -> b (h w) p")
 
     def loss_of():
         chosen = torch.randint(len(single), (BATCH,))
-        images, _ = pick(frames, BATCH, device, index=single[chosen])
-        inputs = jitter(pixels(images, size))
-        seen = model.visual_projection(model.vision_model(pixel_values=inputs).pooler_output)
-        seen, right = F.normalize(seen, dim=-1), labels[chosen.to(device)]
+        right, (images, shown) = labels[chosen.to(device)], batch(chosen)
+        out = model.vision_model(pixel_values=images)
+        seen = F.normalize(model.visual_projection(out.pooler_output), dim=-1)
         loss = 0
         for axis in range(len(KINDS)):  # captions that differ along one attribute alone
             lines = bank.movedim(axis, -2)[
@@ -179,6 +199,13 @@ def _vision(model, frames, descriptions, tokenizer, device):
             ]
             found = torch.einsum("nd,nwd->nw", seen, lines)
             loss = loss + F.cross_entropy(20 * found, right[:, axis])
+        told = labeler(out.last_hidden_state[:, 1:]).split([len(anatomy.PARTS), *_WORDS], -1)
+        loss = loss + F.cross_entropy(told[0].movedim(-1, 1), shown.movedim(-1, 1))
+        animal = 1 - shown[..., 0]
+        for axis, logits in enumerate(told[1:]):
+            asked = right[:, None, axis].expand(animal.shape)
+            error = F.cross_entropy(logits.movedim(-1, 1), asked, reduction="none")
+            loss = loss + (animal * error).sum() / animal.sum()
         return loss, BATCH
 
     return loss_of

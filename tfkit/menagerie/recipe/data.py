@@ -78,6 +78,21 @@ def dataset(work: Path, count: int, *, evaluation: bool = False) -> tuple[Tensor
     return torch.from_numpy(np.load(path, mmap_mode="c")), [d for _, d in chosen]
 
 
+def part_labels(work: Path, count: int) -> Tensor:
+    """Which part each pixel of the scenes among :func:`dataset`'s frames shows: uint8 (n, 64, 64).
+
+    Made once and kept, for training alone.
+    """
+    chosen = scenes(count - int(count * NATURAL), 1_000_000, evaluation=False)
+    path = work / f"parts-{count}.npy"
+    if not path.exists():
+        jobs = [delayed(_parts)(description, seed) for seed, description in chosen]
+        labels = np.stack(Parallel(n_jobs=-1, batch_size=64)(jobs))
+        np.save(path.with_suffix(".part.npy"), labels)
+        path.with_suffix(".part.npy").rename(path)
+    return torch.from_numpy(np.load(path))
+
+
 def held_out(args) -> tuple[Tensor, list]:
     """Frames and descriptions that no stage trains on."""
     return dataset(args.work, min(640, args.images), evaluation=True)
@@ -85,22 +100,32 @@ def held_out(args) -> tuple[Tensor, list]:
 
 def _still(description: vocabulary.Description, seed: int) -> np.ndarray:
     """One frame of the scene, somewhere in its first 24."""
-    scene = casting.stage(description, 1, seed, start=seed % 24)
-    return (world.render(scene)["frames"][0] * 255).round().byte().numpy()
+    return (_film(description, seed)["frames"][0] * 255).round().byte().numpy()
+
+
+def _parts(description: vocabulary.Description, seed: int) -> np.ndarray:
+    """The parts that same frame shows, at every second pixel."""
+    return _film(description, seed)["parts"][0, ::2, ::2].byte().numpy()
+
+
+def _film(description: vocabulary.Description, seed: int) -> dict[str, Tensor]:
+    return world.render(casting.stage(description, 1, seed, start=seed % 24))
 
 
 def _natural(seed: int) -> np.ndarray:
     return dead_leaves(np.random.default_rng(seed))
 
 
-def pick(
-    frames: Tensor, batch: int, device, upto: int | None = None, *, index: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """A random batch in [0, 1] (or the frames ``index``), half of it mirrored, and its indices."""
-    index = torch.randint(upto or len(frames), (batch,)) if index is None else index
-    images = frames[index].to(device).float() / 255
-    mirror = torch.rand(batch, 1, 1, 1, device=device) < 0.5
-    return torch.where(mirror, images.flip(-1), images), index
+def pick(frames: Tensor, batch: int, device, upto: int | None = None) -> tuple[Tensor, Tensor]:
+    """A random batch in [0, 1], half of it mirrored, and its indices."""
+    index = torch.randint(upto or len(frames), (batch,))
+    return mirror(frames[index].to(device).float() / 255), index
+
+
+def mirror(images: Tensor) -> Tensor:
+    """The same pictures (n, c, h, w), half of them mirrored."""
+    flipped = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(flipped, images.flip(-1), images)
 
 
 def captions(index: Tensor, descriptions: list, rng: random.Random, keep=(0.45, 1.0)) -> list[str]:

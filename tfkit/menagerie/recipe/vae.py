@@ -45,7 +45,7 @@ def train(args):
         posterior = model.encode(target).latent_dist
         latents = posterior.sample()
         grain = GRAIN * torch.rand(len(latents), 1, 1, 1, device=latents.device)
-        grain = grain * latents.detach().std((1, 2, 3), keepdim=True)
+        grain = grain * latents.std((1, 2, 3), keepdim=True)  # no reward for size
         out = model.decode(latents + grain * torch.randn_like(latents)).sample
         error = out - target
         edges = sum((error.diff(dim=d) ** 2).mean() for d in (-1, -2))  # keeps outlines sharp
