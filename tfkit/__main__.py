@@ -1,4 +1,4 @@
-"""The command line: `python -m tfkit edit VIDEO PROMPT ...` and `python -m tfkit demo`."""
+"""The command line: `python -m tfkit edit VIDEO PROMPT ...`, `demo` and `bench`."""
 
 import argparse
 import sys
@@ -15,6 +15,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="edit a clip of the menagerie, with and without")
     demo.add_argument("--output", type=Path, default=Path("figures"), help="folder (figures)")
+    commands.add_parser("bench", help="how fast it is: ratios of timings in one run")
 
     one = commands.add_parser("edit", help="edit a video", description="Edits a video to a prompt.")
     one.add_argument("video", help="mp4, GIF, or a folder of images")
@@ -84,6 +85,10 @@ def main(argv: list[str] | None = None) -> int:
             from tfkit import demo
 
             demo.run(args.output)
+        elif args.command == "bench":
+            from tfkit import bench
+
+            bench.run()
         else:
             run_edit(args)
     except (ValueError, OSError, FloatingPointError) as error:

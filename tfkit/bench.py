@@ -1,0 +1,103 @@
+"""How fast: ratios of two timings in one run, so that they mean the same on any machine.
+
+`python -m tfkit bench` prints the table. Medians by torch.utils.benchmark; about two minutes.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.utils.benchmark import Timer
+
+from tfkit import hooks
+from tfkit.correspondence import nearest_neighbors
+from tfkit.diffusion import LatentDiffusion
+from tfkit.editing import edit
+from tfkit.inversion import invert, reconstruct
+from tfkit.loading import load
+from tfkit.menagerie import film
+from tfkit.pca import TokenPCA
+from tfkit.propagation import ExtendedAttention, PerFrame, TokenFlow
+from tfkit.swapping import rebuild
+from tfkit.tokens import extract_features, extract_tokens, noised
+
+SECONDS = 4.0  # spent on each timing
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: what took how many seconds, and how often as long as what else."""
+
+    name: str
+    seconds: float
+    ratio: float | None = None
+    than: str = ""
+
+    def __str__(self) -> str:
+        ratio = "" if self.ratio is None else f"{self.ratio:.2f} x {self.than}"
+        return f"{self.name:<58} {self.seconds:8.3f} s  {ratio}".rstrip()
+
+
+def seconds(work: Callable[[], object], least: float = SECONDS) -> float:
+    """The median time of a call, with torch's own number of threads."""
+    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=least).median
+
+
+def features(model: LatentDiffusion) -> Iterator[Row]:
+    """Reading tokens, and what is made of them, against the passes that give them."""
+    clip = film("a striped orange fox on grass", frames=8)
+    source = noised(model, clip, clip.caption)
+    x, text = source.at(261), model.embed(clip.caption)
+    passes = seconds(lambda: model.predict_noise(x, 261, text))
+    yield Row("a UNet pass over 8 frames", passes)
+    reading = seconds(lambda: extract_tokens(model, source, timestep=261, layers="*"))
+    yield Row("tokens of all self-attention layers, 8 frames", reading, reading / passes, "a pass")
+
+    query, keys = torch.randn(2, 4096, 320).unbind()
+    product = seconds(lambda: query @ keys.T)
+    yield Row("the product of 4096 x 320 and 320 x 4096", product)
+    nearest = seconds(lambda: nearest_neighbors(query, keys))
+    yield Row("nearest neighbours of 4096 x 4096 x 320", nearest, nearest / product, "the product")
+
+    long = noised(model, clip.frames.repeat(5, 1, 1, 1))
+    layers = [name for name in hooks.self_attention(model.unet) if ".1.attn" not in name]
+    layers = layers[:: max(1, len(layers) // 5)][:5]
+    found = extract_features(model, long, timesteps=(41, 241, 441, 641, 841), layers=layers)
+    basis = seconds(lambda: [TokenPCA().fit(tokens).to_rgb(tokens) for tokens in found.values()])
+    yield Row("PCA of 40 frames x 5 layers x 5 timesteps, as colours", basis, basis / (25 * passes),
+              "its 25 passes over 8 frames")  # fmt: skip
+
+
+def editing(model: LatentDiffusion, frames: int = 8, steps: int = 5) -> Iterator[Row]:
+    """Inverting, rebuilding and editing, against plain passes over all frames."""
+    clip = film("a striped orange fox on grass", frames=frames)
+    quiet = {"progress": False}
+    source = invert(model, clip, clip.caption, steps=steps, **quiet)
+    x, text = source.noise, model.embed(clip.caption)
+    passes = steps * seconds(lambda: model.predict_noise(x, 501, text))
+    of = f"{steps} plain passes over all frames"
+    yield Row(f"{of} ({frames})", passes)
+    jobs: dict[str, Callable[[], object]] = {
+        "invert": lambda: invert(model, source.clean, clip.caption, steps=steps, **quiet),
+        "reconstruct": lambda: reconstruct(model, source, **quiet),
+        "rebuild from one frame": lambda: rebuild(model, source, **quiet),
+    }
+    ways = (PerFrame(), ExtendedAttention(), TokenFlow(interval=4))
+    for way in ways:
+        name = f"edit: Plug-and-Play, {type(way).__name__}"
+        jobs[name] = lambda way=way: edit(
+            model, source, "a fox at night", propagation=way, progress=False
+        )
+    for name, job in jobs.items():
+        took = seconds(job)
+        yield Row(name, took, took / passes, of)
+
+
+def run() -> None:
+    """Prints every comparison as it is made."""
+    model = load()
+    print(f"{model.device}, {model.dtype}, {torch.get_num_threads()} threads; medians")
+    for part in (features, editing):
+        for row in part(model):
+            print(row, flush=True)
