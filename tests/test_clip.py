@@ -1,13 +1,15 @@
 """The CLIP metric against transformers' own forward pass, on a small random CLIP."""
 
+import math
+
 import pytest
 import torch
 from clips import bare, moving
 from pipelines import _write_tokenizer
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 import tfkit
-from tfkit.clip import load_clip, pixels
+from tfkit.clip import accuracy, consistency, direction, load_clip, pixels
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +18,7 @@ def folder(tmp_path_factory):
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
              "num_attention_heads": 4}  # fmt: skip
     text = {"vocab_size": _write_tokenizer(path, "1.x"), "max_position_embeddings": 24, **tower}
+    text["eos_token_id"] = CLIPTokenizer.from_pretrained(path).eos_token_id
     torch.manual_seed(0)
     model = CLIPModel(
         CLIPConfig(
@@ -56,3 +59,78 @@ def test_a_long_prompt_is_cut_and_other_things_are_refused(folder):
         judge.text_alignment(255 * moving(1), "a fox")
     with pytest.raises(FileNotFoundError, match="cannot read the CLIP of '/nowhere': "):
         load_clip("/nowhere")
+
+
+# Between frames, and towards a prompt
+
+
+def prompts(judge):
+    return [judge.embed_prompt(text).double() for text in ("a red fox", "a blue whale")]
+
+
+def test_frame_consistency_of_both_kinds_is_numpys(folder):
+    judge = load_clip(folder)
+    frames = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = judge.embed_frames(frames).double().numpy()
+    gram = x @ x.T
+    consecutive = [gram[i, i + 1] for i in range(3)]
+    pairs = [gram[i, j] for i in range(4) for j in range(4) if i != j]
+    assert judge.frame_consistency(frames) == pytest.approx(sum(consecutive) / 3, abs=1e-9)
+    found = judge.frame_consistency(tfkit.Clip(frames), "all")
+    assert found == pytest.approx(sum(pairs) / 12, abs=1e-9)
+
+
+def test_slow_drift_is_seen_by_all_pairs_alone():
+    angle = torch.linspace(0, 1.5, 31, dtype=torch.float64)
+    drift = torch.stack([angle.cos(), angle.sin()], 1)
+    step = 1.5 / 30
+    assert consistency(drift, "consecutive") == pytest.approx(math.cos(step), abs=1e-12)
+    assert consistency(drift, "all") < 0.9
+    assert consistency(drift[:1].expand(5, 2), "all") == pytest.approx(1)
+    with pytest.raises(ValueError, match="1 frame; consistency needs two at least"):
+        consistency(drift[:1], "all")
+    with pytest.raises(ValueError, match="pairs='every'; expected 'consecutive' or 'all'"):
+        bare(consistency)(drift, "every")
+
+
+def test_directional_is_the_mean_cosine_of_the_changes(folder):
+    judge, noise = load_clip(folder), torch.Generator().manual_seed(0)
+    edit, source = (torch.rand(3, 3, 32, 32, generator=noise) for _ in range(2))
+    change = (judge.embed_frames(edit) - judge.embed_frames(source)).double()
+    target, before = prompts(judge)
+    words = target - before
+    expected = [(c @ words / c.norm() / words.norm()).item() for c in change]
+    found = judge.directional(edit, tfkit.Clip(source), "a red fox", "a blue whale")
+    assert found == pytest.approx(sum(expected) / 3, abs=1e-6)
+    assert judge.directional(source, source, "a red fox", "a blue whale") == 0
+    back = judge.directional(source, edit, "a red fox", "a blue whale")
+    assert back == pytest.approx(-found, abs=1e-6)
+    with pytest.raises(ValueError, match="the two prompts have one embedding"):
+        judge.directional(edit, source, "a red fox", "a red fox")
+
+
+def test_an_edit_of_fewer_frames_has_no_direction(unchecked):
+    x = torch.eye(3)
+    with pytest.raises(ValueError, match="2 frames of the edit, 3 of its source; expected as many"):
+        direction(x[:2], x, x[0], x[1])
+
+
+def test_a_change_along_the_words_is_one_and_across_them_nothing():
+    one, other, third = torch.eye(3).unbind()
+    source = torch.stack([one, one, one])
+    edit = torch.stack([other, one, third])
+    # along: 1, unchanged: 0, halfway across: cos 60 degrees
+    assert direction(edit, source, other, one) == pytest.approx((1 + 0 + 0.5) / 3, abs=1e-7)
+
+
+def test_success_is_the_share_of_frames_closer_to_the_target(folder):
+    one, other = torch.eye(2).unbind()
+    frames = torch.tensor([[1.0, 0], [0.8, 0.6], [0.6, 0.8], [0.5**0.5, 0.5**0.5]])
+    assert accuracy(frames, one, other) == 0.5  # a tie is no success
+    assert accuracy(frames, other, one) == 0.25
+    judge = load_clip(folder)
+    frames = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    target, before = prompts(judge)
+    x = judge.embed_frames(frames).double()
+    expected = sum((v @ target > v @ before).item() for v in x) / 8
+    assert judge.success(frames, "a red fox", "a blue whale") == expected

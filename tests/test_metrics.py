@@ -218,3 +218,22 @@ def test_iou_of_each_true_label():
     assert metrics.iou(found, truth) == {0: 0.5, 1: pytest.approx(2 / 3), 2: 0.0}
     with pytest.raises(ValueError, match=r"found is \(1, 4\), truth \(1, 5\)"):
         bare(metrics.iou)(found[:, :4], truth)
+
+
+# Flow there and back
+
+
+@pytest.mark.parametrize(("apart", "seen"), [(0.7, True), (0.72, False)])
+def test_a_flow_is_trusted_where_the_way_back_misses_by_little(apart, seen):
+    forward, backward = torch.zeros(2, 4, 4), torch.zeros(2, 4, 4)
+    backward[1] = apart  # 0.49 and 0.5184, of at most 0.5 and 0.01 of its own square
+    assert (metrics.trusted(forward, backward) == seen).all()
+
+
+def test_a_long_way_may_miss_by_more_and_out_of_the_picture_is_not_seen():
+    forward, backward = torch.zeros(2, 32, 64), torch.zeros(2, 32, 64)
+    forward[0], backward[0] = 20, -18  # 4, of at most 0.01 (400 + 324) + 0.5
+    found = metrics.trusted(forward, backward)
+    assert found[:, :44].all() and not found[:, 44:].any()
+    backward[0] = -17  # 9, of at most 7.39
+    assert not metrics.trusted(forward, backward).any()

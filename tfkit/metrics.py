@@ -1,4 +1,6 @@
-"""Numbers for edited video: fidelity (PSNR), steadiness along the motion (warp error), colour.
+"""Numbers for video: PSNR, steadiness along the motion (warp error), colour, correspondences.
+
+What an edit keeps of its source is in fidelity.py, how its tokens agree in matches.py.
 
 Frames are (f, 3, h, w) in [0, 1], or a Clip; flow is (f-1, 2, h, w) in pixels (x, y) from frame i
 to i+1; visible and masks are bool. All is computed in float64, one frame at a time.
@@ -78,9 +80,9 @@ def estimate_flow(
 ) -> tuple[Float[Tensor, "n 2 h w"], Bool[Tensor, "n h w"]]:
     """Optical flow from each frame to the next, and where it can be trusted: (flow, visible).
 
-    Dense inverse search (Kroeger et al., ECCV 2016) in OpenCV, forward f and backward b. A point is
-    occluded where they disagree: |f + b(x + f)|^2 > 0.01 (|f|^2 + |b|^2) + 0.5 (Sundaram et al.,
-    ECCV 2010). About 0.4 s a pair at 512 x 512. On the device of the frames, float32.
+    Dense inverse search (Kroeger et al., ECCV 2016) in OpenCV, forward and backward, and seen where
+    the two agree (:func:`trusted`). About 0.4 s a pair at 512 x 512. On the device of the frames,
+    float32. For RAFT's flow: tfkit.raft.
     """
     import cv2  # slow to import, and needed only here
 
@@ -101,15 +103,22 @@ def estimate_flow(
     def between(a, b):
         return torch.from_numpy(engine.calc(a, b, None)).permute(2, 0, 1)
 
-    flows, visible = [], []
-    for a, b in pairwise(grey):
-        forward = between(a, b)
-        backward, inside = _sample(between(b, a), forward)
-        apart = (forward + backward).square().sum(0)
-        lengths = forward.square().sum(0) + backward.square().sum(0)
-        flows.append(forward)
-        visible.append(inside & (apart <= 0.01 * lengths + 0.5))
-    return torch.stack(flows).to(frames.device), torch.stack(visible).to(frames.device)
+    ways = [(between(a, b), between(b, a)) for a, b in pairwise(grey)]
+    flow = torch.stack([forward for forward, _ in ways])
+    visible = torch.stack([trusted(*pair) for pair in ways])
+    return flow.to(frames.device), visible.to(frames.device)
+
+
+def trusted(forward: Float[Tensor, "2 h w"], backward: Float[Tensor, "2 h w"]):
+    """Where a flow and the one back agree, (h, w) bool: there, and inside the picture, it is seen.
+
+    A point is occluded where |f + b(x + f)|^2 > 0.01 (|f|^2 + |b|^2) + 0.5 (Sundaram et al., ECCV
+    2010), b read at x + f.
+    """
+    backward, inside = _sample(backward, forward)
+    apart = (forward + backward).square().sum(0)
+    lengths = forward.square().sum(0) + backward.square().sum(0)
+    return inside & (apart <= 0.01 * lengths + 0.5)
 
 
 _PRESETS = ("ultrafast", "fast", "medium")
