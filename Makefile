@@ -13,10 +13,10 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfil
 	--nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lab lint format clean
+.PHONY: help setup demo test test-slow test-browser bench lab lint format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: ## Create or update .venv (seconds when it is up to date)
 	@$(PYTHON) setup_env.py
@@ -29,6 +29,13 @@ test: lint ## Lint, then run all tests and notebooks but the slow tests
 
 test-slow: setup ## Run the slow tests (minutes, many GiB)
 	$(VENV_PYTHON) -m pytest -m slow $(ARGS)
+
+test-browser: setup ## Run the tests in a real browser; gets playwright and, as root, chromium
+	@$(VENV_PYTHON) setup_env.py --browser
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m browser -s tests/browser $(ARGS)
+
+bench: setup ## Print how fast it is, as ratios within one run (minutes)
+	$(VENV_PYTHON) -m tfkit bench
 
 lab: setup ## Open JupyterLab on the notebooks
 	$(VENV_PYTHON) -m jupyterlab --notebook-dir=notebooks $(ARGS)

@@ -1,5 +1,7 @@
 """Make .venv, the one pinned environment of the demo, the tests and JupyterLab: `make setup`.
 
+With --browser also what the tests in a real browser need: `make test-browser`.
+
 It does nothing when nothing changed. A note inside .venv says what the environment was made from,
 and reads "unfinished" while work goes on, so that the next run makes an interrupted set-up anew.
 Packages come from wherever pip is set up to look (PIP_INDEX_URL and the like).
@@ -26,6 +28,7 @@ UNFINISHED = "unfinished"
 OLDEST_PYTHON = (3, 11)  # the library runs on 3.10, but numpy's pin in constraints.txt does not
 # No pip upgrade: the one that Python 3.11 brings does all we need, and it cannot change under us.
 INSTALL = "-m pip install --no-input --disable-pip-version-check -c constraints.txt -e .[all]"
+CHROMIUM = "apt-get install -y --no-install-recommends chromium fonts-dejavu-core"
 # What breaks first where a wheel does not fit the machine; -I keeps the working folder out.
 IMPORTS = (
     "import av, cv2, ipykernel, matplotlib, mediapy, numpy, pytest, sklearn, torch;"
@@ -111,6 +114,21 @@ def install(lock):
     return pip.returncode, "".join(complaints)
 
 
+def add_browser():
+    """Playwright in .venv, and Debian's chromium, where they are missing."""
+    if subprocess.run([PYTHON, "-c", "import playwright"], capture_output=True).returncode:
+        command = INSTALL.replace("[all]", "[browser]")
+        if subprocess.run([PYTHON, *command.split()], cwd=ROOT).returncode:
+            sys.exit("\nSet-up failed. pip says why above.")
+    if shutil.which("chromium"):
+        return
+    if os.geteuid() or not shutil.which("apt-get"):
+        sys.exit(f"The browser tests need chromium on the PATH. On Debian, as root:\n  {CHROMIUM}")
+    for command in ("apt-get update", CHROMIUM):
+        if subprocess.run(command.split()).returncode:
+            sys.exit(f"\nSet-up failed: {command}")
+
+
 def main():
     error = version_error(sys.version_info, sys.executable)
     if error:
@@ -145,5 +163,7 @@ def main():
 if __name__ == "__main__":
     try:
         main()
+        if "--browser" in sys.argv[1:]:
+            add_browser()
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. The next run makes the environment anew.")

@@ -37,6 +37,7 @@ def by_name(lines):
 
 CORE = by_name(PROJECT["dependencies"])
 DIRECT = CORE | by_name(EXTRAS["notebooks"]) | by_name(EXTRAS["dev"])
+ASKED = DIRECT | by_name(EXTRAS["browser"])
 PINS = by_name(
     line
     for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -73,23 +74,23 @@ def test_environment_yml_adds_only_python_and_pip():
     assert environment["dependencies"] == [python, "pip", {"pip": ["-e .[all]"]}]
 
 
-def test_all_is_every_other_extra():
+def test_all_is_every_other_extra_but_the_browsers():
     (everything,) = map(Requirement, EXTRAS["all"])
     assert everything.name == PROJECT["name"]
-    assert everything.extras == set(EXTRAS) - {"all"}
+    assert everything.extras == set(EXTRAS) - {"all", "browser"}
 
 
-@pytest.mark.parametrize("name", sorted(DIRECT))
+@pytest.mark.parametrize("name", sorted(ASKED))
 def test_dependencies_have_a_lower_bound_and_no_other(name):
-    assert [s.operator for s in DIRECT[name].specifier] == [">="]
+    assert [s.operator for s in ASKED[name].specifier] == [">="]
 
 
-@pytest.mark.parametrize("name", sorted(DIRECT))
+@pytest.mark.parametrize("name", sorted(ASKED))
 def test_dependencies_are_pinned_within_their_bound(name):
     assert name in PINS, f"constraints.txt has no pin for {name}"
     (pin,) = PINS[name].specifier
     assert pin.operator == "=="
-    assert DIRECT[name].specifier.contains(pin.version), f"{PINS[name]} is not {DIRECT[name]}"
+    assert ASKED[name].specifier.contains(pin.version), f"{PINS[name]} is not {ASKED[name]}"
 
 
 def test_constraints_pin_each_package_once_and_exactly():
@@ -274,7 +275,10 @@ def steps(*target):
     return make("-n", *target).replace("\\\n", " ").splitlines()
 
 
-@pytest.mark.parametrize("target", ["setup", "demo", "test", "test-slow", "lab", "lint", "format"])
+@pytest.mark.parametrize(
+    "target",
+    ["setup", "demo", "test", "test-slow", "test-browser", "bench", "lab", "lint", "format"],
+)
 def test_each_target_sets_up_first(target):
     assert steps(target)[0].endswith("setup_env.py")
 
