@@ -79,6 +79,23 @@ def test_record_and_rewrite(model):
     assert torch.equal(run(model), expected)
 
 
+def test_residuals_are_added_to_every_pass(model):
+    noise, given = run(model), []
+    down, mid = [torch.zeros(1)] * 12, torch.zeros(1)
+
+    def residuals(sample, timestep, *, encoder_hidden_states):
+        given.append((tuple(sample.shape), timestep, len(encoder_hidden_states)))
+        return down, mid
+
+    with unchanged(model), hooks.add_residuals(model.unet, residuals):
+        assert torch.equal(run(model), noise)
+        mid = mid + 1
+        assert not torch.allclose(run(model), noise, atol=1e-3)
+        mid, down[0] = 0 * mid, down[0] + 1
+        assert not torch.allclose(run(model), noise, atol=1e-3)
+    assert given == [((1, 4, 8, 8), 501, 1)] * 3 and torch.equal(run(model), noise)
+
+
 def test_a_module_that_is_not_there_is_refused_before_anything_is_done(model):
     names = ["mid_block", "up_blocks.7.resnets.0"]
     message = r"has no 'up_blocks\.7\.resnets\.0', which the method rewrites; .*Use tfkit\.Plain"
@@ -142,6 +159,7 @@ CONTEXTS = {
     "processor": lambda small: hooks.processor(small, AttnProcessor2_0()),
     "record": lambda small: hooks.record(small, ["first", "second"]),
     "rewrite": lambda small: hooks.rewrite(small, ["first", "second"], torch.zeros_like),
+    "add_residuals": lambda small: hooks.add_residuals(small, lambda *inputs: ([], None)),
     "first_nonfinite": hooks.first_nonfinite,
 }
 

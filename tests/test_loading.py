@@ -135,7 +135,7 @@ def attempt(name, **options):
         print(f"{type(error).__name__}: {error}")
     print(f"{time.perf_counter() - start:.1f}", flush=True)
 attempt("someone/tiny")
-attempt("someone/sdxl")
+attempt("someone/inpainting")
 attempt("no/body")
 sys.stdin.readline()
 attempt("someone/tiny")
@@ -152,14 +152,18 @@ def test_a_hub_id_is_fetched_once_and_then_found_without_the_hub(tmp_path):
         shutil.copy(f"{name}.safetensors", f"{name}.fp16.safetensors")
         (folder / part / "diffusion_pytorch_model.bin").write_bytes(b"pickled")
     (folder / "v1-5-pruned.ckpt").write_bytes(b"pickled")
-    sdxl = tmp_path / "sdxl"
-    shutil.copytree(folder, sdxl)
-    (sdxl / "unet" / "config.json").write_text(
-        change(folder / "unet" / "config.json", addition_embed_type="text_time")
+    painting = tmp_path / "inpainting"
+    shutil.copytree(folder, painting)
+    (painting / "unet" / "config.json").write_text(
+        change(folder / "unet" / "config.json", in_channels=9)
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0",
                    "HF_HOME": str(tmp_path / "cache")}  # fmt: skip
-    with serve({"someone/tiny": folder, "someone/sdxl": sdxl}) as (address, fetched, stop):
+    with serve({"someone/tiny": folder, "someone/inpainting": painting}) as (
+        address,
+        fetched,
+        stop,
+    ):
         environment["HF_ENDPOINT"] = address
         process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT], text=True, env=environment, stdin=subprocess.PIPE,
@@ -170,7 +174,9 @@ def test_a_hub_id_is_fetched_once_and_then_found_without_the_hub(tmp_path):
         rest, errors = process.communicate("\n", timeout=120)
     answers += rest.split("\n")
     assert answers[0].startswith("LatentDiffusion('someone/tiny', UNet of 2.4 M"), errors
-    assert answers[2].startswith("ValueError: 'someone/sdxl' is no Stable Diffusion 1.x or 2.x")
+    assert answers[2].startswith(
+        "ValueError: 'someone/inpainting' is no Stable Diffusion 1.x, 2.x or XL"
+    )
     assert answers[4].startswith("FileNotFoundError: no model 'no/body': expected 'menagerie'")
     assert answers[6] == answers[0]
     assert "'no/body': there is no such folder, the cache has none of this id" in answers[8]
@@ -255,11 +261,11 @@ def test_a_missing_part_is_named(variation, part):
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"addition_embed_type": "text_time"}, r"takes 4 channels and text_time added conditions"),
-        ({"in_channels": 9}, r"is no Stable Diffusion 1.x or 2.x: its UNet takes 9 channels and"),
+        ({"addition_embed_type": "image"}, r"takes 4 channels and image added conditions"),
+        ({"in_channels": 9}, r"is no Stable Diffusion 1.x, 2.x or XL: its UNet takes 9 channels a"),
     ],
 )
-def test_sdxl_and_inpainting_are_refused(variation, values, message):
+def test_other_topologies_are_refused(variation, values, message):
     folder, write = variation
     write("unet/config.json", change(folder / "unet" / "config.json", **values))
     with pytest.raises(ValueError, match=message):

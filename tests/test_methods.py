@@ -6,7 +6,7 @@ import torch
 import tfkit
 from tfkit import hooks
 from tfkit.inversion import sample
-from tfkit.methods import from_source
+from tfkit.methods import Moment, from_source
 from tfkit.trajectory import CLEAN, Trajectory
 
 
@@ -17,7 +17,7 @@ def model(pipeline_folder):
 
 def rewritten(model, method, step, steps=10):
     before = {n: len(m._forward_hooks) for n, m in model.unet.named_modules()}
-    with method.during(model, step, steps, frames=2):
+    with method.during(Moment(model, step, steps, torch.arange(2), 3)):
         return {n for n, m in model.unet.named_modules() if len(m._forward_hooks) > before[n]}
 
 

@@ -36,7 +36,7 @@ def by_name(lines):
 
 
 CORE = by_name(PROJECT["dependencies"])
-DIRECT = CORE | by_name(EXTRAS["notebooks"]) | by_name(EXTRAS["dev"])
+DIRECT = CORE | by_name(EXTRAS["notebooks"]) | by_name(EXTRAS["dev"]) | by_name(EXTRAS["adapters"])
 ASKED = DIRECT | by_name(EXTRAS["browser"])
 PINS = by_name(
     line

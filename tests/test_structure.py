@@ -12,9 +12,13 @@ HOUSE = Path(tfkit.__file__).parent
 ORDER = [
     "codec", "video", "menagerie.vocabulary", "menagerie.anatomy", "menagerie.species",
     "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world", "menagerie",
-    "hooks", "diffusion", "loading", "trajectory", "inversion", "tokens", "correspondence",
-    "tracks", "pca", "keyframes", "attention", "swapping", "propagation", "methods", "session",
-    "editing", "metrics", "clip", "plots", "demo", "widgets.composer", "widgets", "__main__",
+    "checks", "hooks", "prompts", "diffusion", "loading", "trajectory", "methods", "conditions",
+    "control", "adapters", "inversion", "tokens", "correspondence",
+    "tracks", "pca", "keyframes", "attention", "swapping", "propagation", "session",
+    "editing", "metrics", "raft", "fidelity", "matches", "clip", "dino", "intervals", "scores",
+    "scoring", "overlays", "plots", "charts", "demo", "bench", "widgets.composer",
+    "widgets.compact", "widgets.page", "widgets.explorer", "widgets.flipbook", "widgets",
+    "__main__",
 ]  # fmt: skip
 STAGES = ("data", "loop", "clip", "vae", "unet", "controlnet", "evaluation", "card")
 RECIPE = {"menagerie.folder", "menagerie.training", "menagerie.recipe"} | {
@@ -84,7 +88,7 @@ def test_the_public_face():
     expected = {
         "load", "read_video", "write_video", "invert", "reconstruct", "extract_tokens", "TokenPCA",
         "nearest_neighbors", "edit", "PlugAndPlay", "SDEdit", "Plain", "TokenFlow",
-        "ExtendedAttention", "PerFrame", "Clip", "menagerie",
+        "ExtendedAttention", "PerFrame", "Clip", "menagerie", "ControlNet",
     }  # fmt: skip
     assert expected <= set(tfkit.__all__)
     assert all(hasattr(tfkit, name) for name in tfkit.__all__)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from clips import bare
 
 import tfkit
 from tfkit import hooks
@@ -71,6 +72,18 @@ def test_equal_frames_can_be_rebuilt_from_any_of_them(model, source):
     first, other = (rebuild(model, same, key=key, progress=False) for key in (0, 2))
     torch.testing.assert_close(first, other, rtol=0, atol=1e-10)
     torch.testing.assert_close(first[0], first[1], rtol=0, atol=1e-10)
+
+
+def test_any_token_is_another_result_than_the_nearest(model, source):
+    nearest = rebuild(model, source, progress=False)
+    blind = rebuild(model, source, match="random", progress=False)
+    assert torch.equal(blind, rebuild(model, source, match="random", progress=False))
+    assert (blind - nearest).abs().max() > 1e-4
+    none = rebuild(model, source, match="random", timesteps=[], progress=False)
+    plain = tfkit.reconstruct(model, source, progress=False)
+    torch.testing.assert_close(none, plain, rtol=0, atol=1e-8)
+    with pytest.raises(ValueError, match="match='best': expected"):
+        bare(rebuild)(model, source, match="best")
 
 
 def test_the_model_is_as_before(model, source):

@@ -8,8 +8,10 @@ import torch
 def picture(model):
     """All of a LatentDiffusion that a run could leave changed; bits of weights, ids of the rest."""
     result = {"grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled()}
-    for part in ("unet", "vae", "text_encoder"):
-        whole = getattr(model, part)
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        whole = getattr(model, part, None)
+        if whole is None:  # only Stable Diffusion XL has a second one
+            continue
         for name, module in whole.named_modules():
             result[part, name] = {k: identity(v) for k, v in vars(module).items()}
         for name, value in whole.state_dict().items():

@@ -1,6 +1,9 @@
 """tfkit: diffusion features of video, to look at, measure and edit with (TokenFlow, ICLR 2024)."""
 
 from tfkit import menagerie
+from tfkit.adapters import from_pipeline, load_embedding, load_lora
+from tfkit.conditions import canny
+from tfkit.control import ControlNet
 from tfkit.correspondence import Field, nearest_neighbors
 from tfkit.diffusion import LatentDiffusion, NonFiniteError
 from tfkit.editing import Edit, edit
@@ -17,8 +20,9 @@ from tfkit.video import Clip, read_video, write_video
 __version__ = "0.1.0"
 
 __all__ = [
-    "Clip", "Edit", "EditSession", "ExtendedAttention", "Field", "FirstFrame", "LatentDiffusion",
-    "NonFiniteError", "PerFrame", "Plain", "PlugAndPlay", "SDEdit", "TokenFlow", "TokenPCA",
-    "Trajectory", "edit", "extract_tokens", "generate", "invert", "load", "menagerie",
-    "nearest_neighbors", "open_trajectory", "read_video", "reconstruct", "write_video",
+    "Clip", "ControlNet", "Edit", "EditSession", "ExtendedAttention", "Field", "FirstFrame",
+    "LatentDiffusion", "NonFiniteError", "PerFrame", "Plain", "PlugAndPlay", "SDEdit", "TokenFlow",
+    "TokenPCA", "Trajectory", "canny", "edit", "extract_tokens", "from_pipeline", "generate",
+    "invert", "load", "load_embedding", "load_lora", "menagerie", "nearest_neighbors",
+    "open_trajectory", "read_video", "reconstruct", "write_video",
 ]  # fmt: skip

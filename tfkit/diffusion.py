@@ -1,23 +1,23 @@
 """A latent diffusion model as five functions: encode, decode, embed, predict_noise, timesteps.
 
-The menagerie and Stable Diffusion 1.x and 2.x go through the same code. Weights are read from
-safetensors only and never changed. Memory: the model, and one batch of activations.
+The menagerie and Stable Diffusion 1.x, 2.x (depth too) and XL go through the same code. Weights are
+read from safetensors only and never changed. Memory: the model, and one batch of activations.
 """
 
 import hashlib
 import warnings
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from tfkit import hooks
-from tfkit.video import Clip, as_frames
+from tfkit import hooks, prompts
+from tfkit.checks import check_frames, check_latents, check_whole, is_whole
+from tfkit.video import Clip
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -28,7 +28,10 @@ class NonFiniteError(FloatingPointError):
 
 @dataclass(frozen=True, eq=False)
 class LatentDiffusion:
-    """A VAE, a text encoder, a UNet and its noise schedule, with what is done with them."""
+    """A VAE, a text encoder, a UNet and its noise schedule, with what is done with them.
+
+    Stable Diffusion XL has a second text encoder and tokenizer; others have None there.
+    """
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -36,6 +39,8 @@ class LatentDiffusion:
     tokenizer: CLIPTokenizer
     scheduler: DDIMScheduler
     name: str = ""
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    tokenizer_2: CLIPTokenizer | None = None
 
     def __repr__(self) -> str:
         size = sum(p.numel() for p in self.unet.parameters()) / 1e6
@@ -63,6 +68,15 @@ class LatentDiffusion:
         return int(self.unet.config.sample_size) * self.factor
 
     @property
+    def takes_depth(self) -> bool:
+        """Whether the UNet reads a depth map beside the latents, as Stable Diffusion 2 depth."""
+        return self.unet.config.in_channels == self.vae.config.latent_channels + 1
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the latents of frames of so many pixels."""
+        return max(1, round(height / self.factor)), max(1, round(width / self.factor))
+
+    @property
     def precision(self) -> torch.dtype:
         """What latents are kept in between steps: float32 under a half-precision model."""
         return torch.float32 if self.dtype in HALF else self.dtype
@@ -77,10 +91,10 @@ class LatentDiffusion:
         """
         frames = check_frames(frames)
         check_whole("batch", batch)
-        size = tuple(max(1, round(side / self.factor)) * self.factor for side in frames.shape[-2:])
+        size = tuple(side * self.factor for side in self.grid(*frames.shape[-2:]))
         out = []
         for chunk in frames.split(batch):
-            chunk = _resize(chunk.to(self.device, self.vae.dtype), size)
+            chunk = resize(chunk.to(self.device, self.vae.dtype), size)
             latents = self.vae.encode(chunk * 2 - 1).latent_dist.mean
             if not torch.isfinite(latents).all():
                 raise NonFiniteError(_why("the VAE's encoder", self.vae.dtype))
@@ -103,39 +117,47 @@ class LatentDiffusion:
             frames = self.vae.decode(chunk).sample / 2 + 0.5
             if not torch.isfinite(frames).all():
                 raise NonFiniteError(_why("the VAE's decoder", self.vae.dtype))
-            out.append(_resize(frames, size or frames.shape[-2:]).clamp(0, 1))
+            out.append(resize(frames, size or frames.shape[-2:]).clamp(0, 1))
         return torch.cat(out).to(self.precision)
 
     @torch.no_grad()
     def embed(self, prompt: str) -> Float[Tensor, "1 l d"]:
         """The text encoder's last hidden states. Warns where the prompt is longer than it reads.
 
+        SDXL: both encoders' last but one, (1, 77, d), and their pooled embedding as one more row.
         Raises ValueError for anything but a string, NonFiniteError where the encoder overflows.
         """
         if not isinstance(prompt, str):
             raise ValueError(f"prompt={prompt!r}: expected a string")
-        length = self.tokenizer.model_max_length
-        ids = self.tokenizer(
-            prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
-        whole = self.tokenizer(prompt, truncation=False, verbose=False).input_ids
-        if len(whole) > length:
-            lost = self.tokenizer.decode(whole[length - 1 : -1])
-            warnings.warn(f"prompt {prompt!r} is cut; unread: {lost!r}", stacklevel=3)
-        states = self.text_encoder(ids.to(self.device))[0].to(self.dtype)
+        ids, unread = prompts.token_ids(self.tokenizer, prompt)
+        if unread:
+            warnings.warn(f"prompt {prompt!r} is cut; unread: {unread!r}", stacklevel=3)
+        if self.text_encoder_2 is None:
+            states = prompts.encode_one(self.text_encoder, ids)
+        else:
+            ids_2, _ = prompts.token_ids(self.tokenizer_2, prompt)
+            states = prompts.encode_two(self.text_encoder, self.text_encoder_2, ids, ids_2)
+        states = states.to(self.dtype)
         if not torch.isfinite(states).all():
             raise NonFiniteError(_why("the text encoder", self.dtype))
         return states
 
     @torch.no_grad()
     def predict_noise(
-        self, latents: Float[Tensor, "b c h w"], t: int | Tensor, text: Float[Tensor, "_ l d"]
+        self,
+        latents: Float[Tensor, "b c h w"],
+        t: int | Tensor,
+        text: Float[Tensor, "_ l d"],
+        *,
+        depth: Tensor | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """The noise (epsilon) the UNet sees in ``latents`` at timestep ``t``.
 
-        text: (1, l, d) for all, or (b, l, d). Models that predict v or the clean sample are
-        converted at ``t`` (Salimans & Ho 2022, appendix D). Raises ValueError for a timestep or a
-        text that does not fit, NonFiniteError with the layer group that overflowed first.
+        text: (1, l, d) for all, or (b, l, d). depth: (1 or b, 1, h, w) in [-1, 1], for a model that
+        reads it. Models that predict v or the clean sample are converted at ``t`` (Salimans & Ho
+        2022, appendix D). SDXL is told that nothing is cropped and the picture is whole: its size
+        in pixels twice. Raises ValueError for a timestep, text or depth that does not fit,
+        NonFiniteError with the layer group that overflowed first.
         """
         t, trained = int(t), self.scheduler.config.num_train_timesteps
         if not 0 <= t < trained:
@@ -147,10 +169,11 @@ class LatentDiffusion:
             )
         x = latents.to(self.device, self.dtype, memory_format=torch.channels_last)
         text = text.to(x).expand(len(x), -1, -1)
-        out = self.unet(x, t, encoder_hidden_states=text).sample
+        seen, conditions = self._with_depth(x, depth), self._conditions(x, text)
+        out = self.unet(seen, t, **conditions).sample
         if not torch.isfinite(out).all():
-            raise NonFiniteError(_why(f"{self._first_nonfinite(x, t, text)} at timestep {t}",
-                                      self.dtype))  # fmt: skip
+            where = f"{self._first_nonfinite(seen, t, conditions)} at timestep {t}"
+            raise NonFiniteError(_why(where, self.dtype))
         out, x, a = out.to(latents.dtype), latents.to(self.device), self.alpha(t)
         kind = self.scheduler.config.prediction_type
         if kind == "v_prediction":
@@ -159,12 +182,34 @@ class LatentDiffusion:
             return (x - a**0.5 * out) / (1 - a) ** 0.5
         return out
 
-    def _first_nonfinite(self, x: Tensor, t: int, text: Tensor) -> str:
+    def _with_depth(self, x: Tensor, depth: Tensor | None) -> Tensor:
+        """The latents with their depth as a fifth channel, where the model reads one."""
+        check_depth(self, depth)
+        if depth is None:
+            return x
+        if depth.ndim != 4 or depth.shape[1:] != (1, *x.shape[2:]) or len(depth) not in (1, len(x)):
+            raise ValueError(
+                f"depth {tuple(depth.shape)}: expected (1 or {len(x)}, 1, {x.shape[2]}, "
+                f"{x.shape[3]}), as tfkit.latent_depth makes it"
+            )
+        return torch.cat([x, depth.to(x).expand(len(x), -1, -1, -1)], 1)
+
+    def _conditions(self, x: Tensor, text: Tensor) -> dict:
+        """What the UNet is given beside latents and timestep."""
+        if self.text_encoder_2 is None:
+            return {"encoder_hidden_states": text}
+        states, pooled = prompts.split(text, self.text_encoder_2.config.projection_dim)
+        h, w = (side * self.factor for side in x.shape[-2:])
+        ids = x.new_tensor([h, w, 0, 0, h, w]).expand(len(x), -1)  # original, crop, target size
+        added = {"text_embeds": pooled, "time_ids": ids}
+        return {"encoder_hidden_states": states, "added_cond_kwargs": added}
+
+    def _first_nonfinite(self, x: Tensor, t: int, conditions: dict) -> str:
         """Runs the pass again, watched: what was the first to overflow."""
         if not torch.isfinite(x).all():
             return "the latents given to the UNet"
         with hooks.first_nonfinite(self.unet) as groups:
-            self.unet(x, t, encoder_hidden_states=text)
+            self.unet(x, t, **conditions)
         return f"the UNet's {groups[0]}" if groups else "the UNet"
 
     def timesteps(self, steps: int) -> tuple[int, ...]:
@@ -201,7 +246,7 @@ class LatentDiffusion:
         """A short digest of what a latent depends on: weights (64 of each tensor) and schedule."""
         digest = hashlib.sha256(self.scheduler.config.prediction_type.encode())
         values = [self.scheduler.alphas_cumprod, self.scheduler.final_alpha_cumprod[None]]
-        for part in (self.unet, self.vae, self.text_encoder):
+        for part in filter(None, (self.unet, self.vae, self.text_encoder, self.text_encoder_2)):
             values += part.state_dict().values()
         for value in values:
             value = torch.atleast_1d(value)
@@ -211,7 +256,8 @@ class LatentDiffusion:
         return digest.hexdigest()[:16]
 
 
-def _resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Frames (f, c, h, w) in [0, 1] at another (height, width), bicubic."""
     if frames.shape[-2:] == tuple(size):
         return frames
     return F.interpolate(frames, size=size, mode="bicubic", antialias=True).clamp(0, 1)
@@ -229,35 +275,15 @@ def _why(where: str, dtype: torch.dtype) -> str:
     )
 
 
-def check_frames(frames: Tensor | Clip) -> Float[Tensor, "f 3 h w"]:
-    """The frames of a clip or tensor; ValueError unless (f, 3, h, w), finite and in [0, 1]."""
-    frames = as_frames(frames)
-    if not torch.isfinite(frames).all():
-        raise ValueError("frames hold NaN or infinity; expected finite values in [0, 1]")
-    low, high = (x.item() for x in frames.aminmax())
-    if low < -1e-3 or high > 1 + 1e-3:
-        raise ValueError(f"frames span {low:.3g} to {high:.3g}; expected [0, 1]")
-    return frames
-
-
-def check_latents(latents: Tensor) -> None:
-    """Raises ValueError unless ``latents`` are floats (f, 4, h, w), finite, one frame or more."""
-    if not isinstance(latents, Tensor):
-        raise ValueError(f"latents: a {type(latents).__name__}; expected a tensor (f, 4, h, w)")
-    if latents.ndim != 4 or latents.shape[1] != 4 or 0 in latents.shape:
-        raise ValueError(f"latents of shape {tuple(latents.shape)}; expected (f, 4, h, w)")
-    if not latents.is_floating_point():
-        raise ValueError(f"latents of {latents.dtype}; expected floats")
-    if not torch.isfinite(latents).all():
-        raise ValueError("latents hold NaN or infinity; expected finite values")
-
-
-def is_whole(value) -> bool:
-    """Whether a value counts something: an integer of Python's or numpy's, and no bool."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def check_whole(name: str, value, least: int = 1) -> None:
-    """Raises ValueError unless ``value`` is a whole number of at least ``least``."""
-    if not is_whole(value) or value < least:
-        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+def check_depth(model: LatentDiffusion, depth) -> None:
+    """Raises ValueError unless there is a depth exactly where the model reads one."""
+    if model.takes_depth and depth is None:
+        raise ValueError(
+            f"{model.name!r} reads a depth map for every frame, and none is given; invert with "
+            "tfkit.invert(model, clip, prompt, depth=depth), depth (f, h, w), larger is nearer"
+        )
+    if depth is not None and not model.takes_depth:
+        raise ValueError(
+            f"depth is given, but {model.name!r} reads none (its UNet takes "
+            f"{model.unet.config.in_channels} channels); leave it out, or load a depth model"
+        )

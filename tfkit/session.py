@@ -19,7 +19,7 @@ from tfkit.correspondence import Field, nearest_neighbors
 from tfkit.diffusion import LatentDiffusion, check_whole
 from tfkit.inversion import at_step, check_fits, ddim_step
 from tfkit.keyframes import check_keyframes
-from tfkit.methods import Method, PlugAndPlay
+from tfkit.methods import Method, Moment, PlugAndPlay
 from tfkit.propagation import Propagation, TokenFlow
 from tfkit.tokens import extract_tokens
 from tfkit.trajectory import Trajectory
@@ -91,13 +91,14 @@ class EditSession:
         else:
             rows = check_keyframes(keyframes, frames, steps)
             plan.propagation.check(rows, frames)
+        prepared = plan.method.prepare(self.model, self.source)
         text = [self.model.embed(text) for text in _texts(plan, self.source)]
         first = self._first if self.position else plan.method.first_step(steps)
         if not self.position:
             timesteps = self.source.timesteps[first:]
             begun = plan.method.begin(self.model, self.source, timesteps[0] if timesteps else None)
             self._latents = [begun.to(self.model.device, self.model.precision)]
-        self.plan, self._text, self._first = plan, torch.cat(text), first
+        self.plan, self._text, self._first, self._prepared = plan, torch.cat(text), first, prepared
         drawn, taken = [None] * steps if rows is None else list(rows), first + self.position
         self._rows = self._rows[:taken] + drawn[len(self._rows[:taken]) :]
         self._latents, self._noise = (
@@ -148,13 +149,19 @@ class EditSession:
         """
         row = self._row("fields")
         t = self.timesteps[self.last]
-        tokens = extract_tokens(
-            self.model, self.source, timestep=t, layers=layer, batch=self.batch,
-            kind=self.plan.propagation.field_of,
-        )  # fmt: skip
-        if len(tokens) != 1:
-            raise ValueError(f"layer={layer!r}: expected one layer, it fits {', '.join(tokens)}")
-        (phi,) = tokens.values()
+        parts: list[Tensor] = []
+        for frames in torch.arange(len(self.source)).split(self.batch):
+            with self.plan.method.during(self._moment(self.last, frames, branches=1)):
+                tokens = extract_tokens(
+                    self.model, self.source.part(t, frames), timestep=t, layers=layer,
+                    kind=self.plan.propagation.field_of, batch=self.batch,
+                )  # fmt: skip
+            if len(tokens) != 1:
+                raise ValueError(
+                    f"layer={layer!r}: expected one layer, it fits {', '.join(tokens)}"
+                )
+            parts += tokens.values()
+        phi = torch.cat(parts)
         query = phi[:, None].expand(-1, len(row), -1, -1)
         return nearest_neighbors(query, phi[row][None].expand_as(query))
 
@@ -225,15 +232,15 @@ class EditSession:
     def _noise_of(self, step: int, t: int, x: Tensor, attention) -> Tensor:
         plan, model, branches = self.plan, self.model, len(self._text)
         at = self.source.at(t) if plan.reads_source else None
-        whole = len(self.source.timesteps)
 
         def run(index: Tensor) -> Tensor:
             edited = x[index.to(x.device)]
             own = [] if at is None else [at[index.to(at.device)].to(edited)]
             latents = torch.cat(own + [edited] * (branches - len(own)))
             text = self._text.repeat_interleave(len(index), 0)
-            with plan.method.during(model, self._first + step, whole, len(index)):
-                out = model.predict_noise(latents, t, text).chunk(branches)
+            depth = self.source.depth_of(index, branches)
+            with plan.method.during(self._moment(step, index, branches)):
+                out = model.predict_noise(latents, t, text, depth=depth).chunk(branches)
             if plan.guidance == 1:
                 return out[-1]
             return out[-2] + plan.guidance * (out[-1] - out[-2])
@@ -241,6 +248,11 @@ class EditSession:
         return plan.propagation.predict(
             run, attention, len(self.source), self._rows[self._first + step], self.batch
         )
+
+    def _moment(self, step: int, frames: Tensor, branches: int) -> Moment:
+        """A pass of a step of its own: the method counts those of the whole trajectory."""
+        whole = len(self.source.timesteps)
+        return Moment(self.model, self._first + step, whole, frames, branches, self._prepared)
 
     # Changing what comes
 

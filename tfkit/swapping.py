@@ -8,6 +8,7 @@ Memory: that of sampling, doubled: the unaltered frames go along, for their fiel
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,18 +29,23 @@ class SwapAttention:
     """A processor on [unaltered | altered] frames, the key frame first in both.
 
     In the altered half a layer's output is the key frame's unaltered tokens, each place taking the
-    one nearest to its own unaltered token.
+    one nearest to its own unaltered token; or, as a control, any.
     """
 
     layers: set[nn.Module] = field(default_factory=set)
+    match: Literal["nearest", "random"] = "nearest"
     swaps: bool = True
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
         if not self.swaps or attn not in self.layers:
             return attend(attn, *project(attn, hidden_states))
         own = attend(attn, *project(attn, hidden_states[: len(hidden_states) // 2]))
-        key = own[:1].expand_as(own)
-        return torch.cat([own, own[0][nearest_neighbors(own, key).index]])
+        if self.match == "random":
+            dice = torch.Generator().manual_seed(own.shape[1])
+            index = torch.randint(own.shape[1], own.shape[:2], generator=dice).to(own.device)
+        else:
+            index = nearest_neighbors(own, own[:1].expand_as(own)).index
+        return torch.cat([own, own[0][index]])
 
 
 @torch.no_grad()
@@ -50,13 +56,15 @@ def rebuild(
     key: int = 0,
     layers: str | Iterable[str] = "*",
     timesteps: Iterable[int] | None = None,
+    match: Literal["nearest", "random"] = "nearest",
     batch: int = 8,
     progress: bool = True,
 ) -> Float[Tensor, "f 3 h w"]:
     """The clip sampled back with every frame's tokens swapped for nearest ones of frame ``key``.
 
     layers: where (names or wildcards of self-attention); timesteps: when (None: at every one).
-    With no timesteps it is tfkit.reconstruct. Tokens are those of the inverted latents.
+    With no timesteps it is tfkit.reconstruct. Tokens are those of the inverted latents. match:
+    "random" takes any token of the key frame instead, which shows what the choice is worth.
     Raises ValueError for a frame, layers or timesteps that are not there. TokenFlow, section 4.1.
     """
     check_fits(model, source)
@@ -68,7 +76,9 @@ def rebuild(
         source.at(min(when - set(source.timesteps)))  # says which there are
     text = model.embed(source.prompt)
     modules = hooks.self_attention(model.unet)
-    swap = SwapAttention({modules[name] for name in hooks.match(model.unet, layers)})
+    if match not in ("nearest", "random"):
+        raise ValueError(f'match={match!r}: expected "nearest" or "random"')
+    swap = SwapAttention({modules[name] for name in hooks.match(model.unet, layers)}, match=match)
     others = torch.arange(len(source))
 
     def noise_of(step: int, t: int, x: Tensor) -> Tensor:
@@ -76,7 +86,9 @@ def rebuild(
         for chunk in others.split(batch):
             chunk = torch.cat([torch.tensor([key]), chunk]).to(x.device)
             both = torch.cat([at[chunk], x[chunk]])
-            out[chunk] = model.predict_noise(both, t, text).chunk(2)[1]
+            out[chunk] = model.predict_noise(
+                both, t, text, depth=source.depth_of(chunk, branches=2)
+            ).chunk(2)[1]
         return out
 
     x = source.noise.to(model.device, model.precision)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tfkit import hooks
 from tfkit.codec import replacing
+from tfkit.conditions import latent_depth
 from tfkit.diffusion import LatentDiffusion, check_latents, check_whole, is_whole
 from tfkit.trajectory import Trajectory
 from tfkit.video import Clip
@@ -43,6 +44,7 @@ class Noised:
     alphas: Float[Tensor, " t"]
     ensemble: int
     seed: int
+    depth: Float[Tensor, "f 1 h w"] | None = None
 
     def at(self, t: int) -> Float[Tensor, "m c h w"]:
         """sqrt(alpha) clean + sqrt(1 - alpha) noise, (ensemble * f, ...): draws one after another.
@@ -59,6 +61,10 @@ class Noised:
             alpha.sqrt() * self.clean + (1 - alpha).sqrt() * noise, "e f c h w -> (e f) c h w"
         )
 
+    def depth_of(self, rows: Tensor) -> Float[Tensor, "b 1 h w"] | None:
+        """The depth of some rows of :meth:`at`; None where it has no depth."""
+        return None if self.depth is None else self.depth[rows.cpu() % len(self.clean)]
+
 
 @torch.no_grad()
 def noised(
@@ -68,10 +74,12 @@ def noised(
     *,
     ensemble: int = 1,
     seed: int = 0,
+    depth: Tensor | None = None,
 ) -> Noised:
     """Frames (f, 3, h, w) or latents (f, 4, h, w), ready for features at any timestep.
 
-    Nothing is inverted. Raises ValueError for other shapes and for an ensemble below 1.
+    Nothing is inverted. depth: (f, h, w), for a model that reads it.
+    Raises ValueError for other shapes and for an ensemble below 1.
     """
     check_whole("ensemble", ensemble)
     check_whole("seed", seed, least=0)
@@ -80,7 +88,8 @@ def noised(
         given = model.encode(given)
     check_latents(given)
     clean = given.to(model.device, model.precision)
-    return Noised(clean, prompt, model.scheduler.alphas_cumprod, ensemble, seed)
+    depth = latent_depth(model, depth, len(clean), tuple(clean.shape[2:]))
+    return Noised(clean, prompt, model.scheduler.alphas_cumprod, ensemble, seed, depth)
 
 
 class TokenFolder(Mapping[tuple[int, str], Tensor]):
@@ -154,10 +163,10 @@ def _pass(model, source, t: int, text: Tensor, names, kind: Kind, batch: int) ->
     latents, ensemble = source.at(t), getattr(source, "ensemble", 1)
     recorded = {name: name + _PART.get(kind, "") for name in names}
     chunks: dict[str, list[Tensor]] = {name: [] for name in names}
-    for chunk in latents.split(batch):
+    for rows in torch.arange(len(latents)).split(batch):
         inputs = kind == "input"
         with hooks.record(model.unet, recorded.values(), inputs=inputs) as seen:
-            model.predict_noise(chunk, t, text)
+            model.predict_noise(latents[rows], t, text, depth=source.depth_of(rows))
         for name, where in recorded.items():
             value = seen[where]
             chunks[name].append(

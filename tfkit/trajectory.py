@@ -1,8 +1,9 @@
 """The latents of a video at every noise level, in memory or in a folder that survives a kill.
 
-A folder holds `trajectory.json` (what it belongs to), `clean.safetensors` and one
-`t0981.safetensors` for each timestep. Every file appears whole or not at all; latents are
-memory-mapped, so reading one level of a long video costs that level.
+A folder holds `trajectory.json` (what it belongs to), `clean.safetensors`, one
+`t0981.safetensors` for each timestep, and `conditions.safetensors` where it was inverted under any.
+Every file appears whole or not at all; latents are memory-mapped, so reading one level of a long
+video costs that level.
 """
 
 import hashlib
@@ -10,18 +11,19 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 CLEAN = -1  # the key of the latents before any noise
 _MANIFEST = "trajectory.json"
+_CONDITIONS = "conditions.safetensors"
 _LEVEL = re.compile(r"clean|t(\d{4})")
 
 
@@ -36,6 +38,7 @@ class Origin:
     prompt: str
     timesteps: tuple[int, ...]  # descending
     fixed_point: int
+    conditions: str = ""  # digest of what it was inverted under; empty: of nothing
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -48,13 +51,15 @@ class Trajectory:
     """A video's DDIM inversion: its latents at each timestep.
 
     timesteps: descending. prompt: what it was inverted with. size: (height, width) of the frames
-    it came from, or None for latents. `.at(t)` and `.clean` are (f, 4, h, w).
+    it came from, or None for latents. `.at(t)` and `.clean` are (f, 4, h, w). conditions: what it
+    was inverted under, "depth" (f, 1, h, w) in [-1, 1] and "control" (f, 3, H, W) in [0, 1].
     """
 
     timesteps: tuple[int, ...]
     prompt: str
     size: tuple[int, int] | None
     latents: Mapping[int, Tensor]
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
     def at(self, t: int | Tensor) -> Float[Tensor, "f c h w"]:
         """Latents at timestep ``t``. Raises ValueError for a timestep it does not pass."""
@@ -79,6 +84,19 @@ class Trajectory:
     def noise(self) -> Float[Tensor, "f c h w"]:
         """The noisiest latents: where sampling starts."""
         return self.at(self.timesteps[0])
+
+    def depth_of(self, frames: Tensor, branches: int = 1) -> Float[Tensor, "b 1 h w"] | None:
+        """The depth of frames (n,), once for each branch; None where it has no depth."""
+        depth = self.conditions.get("depth")
+        if depth is None:
+            return None
+        return depth[frames.to(depth.device)].repeat(branches, 1, 1, 1)
+
+    def part(self, t: int, frames: Tensor) -> "Trajectory":
+        """Some of its frames (n,), at timestep ``t`` alone."""
+        level = {t: self.at(t)[frames.to(self.at(t).device)]}
+        kept = {k: v[frames.to(v.device)] for k, v in self.conditions.items()}
+        return replace(self, timesteps=(t,), latents=level, conditions=kept)
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -142,11 +160,11 @@ def claim(path: str | Path, origin: Origin, device: torch.device | str) -> Folde
         raise ValueError(f"{path} is a file; expected a folder for the trajectory")
     if (path / _MANIFEST).exists():
         theirs = _manifest(path)
-        for field in fields(Origin):
-            there, here = (getattr(o, field.name) for o in (theirs, origin))
+        for one in fields(Origin):
+            there, here = (getattr(o, one.name) for o in (theirs, origin))
             if there != here:
                 raise ValueError(
-                    f"{path} holds the trajectory of another {_NAMES.get(field.name, field.name)}: "
+                    f"{path} holds the trajectory of another {_NAMES.get(one.name, one.name)}: "
                     f"{_short(there)} there, {_short(here)} asked for. "
                     "Give another folder, or delete this one."
                 )
@@ -177,10 +195,33 @@ def open_trajectory(path: str | Path, *, device: torch.device | str = "cpu") -> 
             f"{path} is unfinished: {len(missing)} of {len(origin.timesteps) + 1} levels are "
             "missing; call tfkit.invert with the same video, prompt and folder to go on"
         )
-    return Trajectory(origin.timesteps, origin.prompt, origin.size, levels)
+    kept = read_conditions(path, device) if origin.conditions else {}
+    return Trajectory(origin.timesteps, origin.prompt, origin.size, levels, kept)
 
 
-_NAMES = {"fixed_point": "fixed-point setting", "timesteps": "schedule", "shape": "size"}
+def write_conditions(path: str | Path, conditions: Mapping[str, Tensor]) -> None:
+    """Keeps what a trajectory is inverted under in its folder."""
+    values = {name: value.detach().cpu().contiguous() for name, value in conditions.items()}
+    _write(Path(path).expanduser() / _CONDITIONS, save(values))
+
+
+def read_conditions(path: Path, device: torch.device | str) -> dict[str, Tensor]:
+    """What :func:`write_conditions` kept. Raises ValueError where the file is lost or damaged."""
+    try:
+        return {k: v.to(device) for k, v in load_file(path / _CONDITIONS).items()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path / _CONDITIONS} is lost or damaged ({error}); call tfkit.invert again with the "
+            "same video, conditions and folder"
+        ) from None
+
+
+_NAMES = {
+    "fixed_point": "fixed-point setting",
+    "timesteps": "schedule",
+    "shape": "size",
+    "conditions": "condition",
+}
 
 
 def _short(value) -> str:

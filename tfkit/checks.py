@@ -1,0 +1,43 @@
+"""What is asked of frames, latents and numbers before anything is computed with them."""
+
+from numbers import Integral
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tfkit.video import Clip, as_frames
+
+
+def check_frames(frames: Tensor | Clip) -> Float[Tensor, "f 3 h w"]:
+    """The frames of a clip or tensor; ValueError unless (f, 3, h, w), finite and in [0, 1]."""
+    frames = as_frames(frames)
+    if not torch.isfinite(frames).all():
+        raise ValueError("frames hold NaN or infinity; expected finite values in [0, 1]")
+    low, high = (x.item() for x in frames.aminmax())
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise ValueError(f"frames span {low:.3g} to {high:.3g}; expected [0, 1]")
+    return frames
+
+
+def check_latents(latents: Tensor) -> None:
+    """Raises ValueError unless ``latents`` are floats (f, 4, h, w), finite, one frame or more."""
+    if not isinstance(latents, Tensor):
+        raise ValueError(f"latents: a {type(latents).__name__}; expected a tensor (f, 4, h, w)")
+    if latents.ndim != 4 or latents.shape[1] != 4 or 0 in latents.shape:
+        raise ValueError(f"latents of shape {tuple(latents.shape)}; expected (f, 4, h, w)")
+    if not latents.is_floating_point():
+        raise ValueError(f"latents of {latents.dtype}; expected floats")
+    if not torch.isfinite(latents).all():
+        raise ValueError("latents hold NaN or infinity; expected finite values")
+
+
+def is_whole(value) -> bool:
+    """Whether a value counts something: an integer of Python's or numpy's, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_whole(name: str, value, least: int = 1) -> None:
+    """Raises ValueError unless ``value`` is a whole number of at least ``least``."""
+    if not is_whole(value) or value < least:
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")

@@ -1,0 +1,191 @@
+"""ControlNet: the source's structure through a condition, edges say, and nothing else of it.
+
+A ControlNet reads latents, text and condition of each frame by itself and adds to the UNet's skip
+connections (Zhang et al., ICCV 2023); self-attention stays the propagation's business. Memory: the
+ControlNet, about half the UNet, and the condition clip.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import ControlNetModel
+from jaxtyping import Float
+from torch import Tensor
+
+from tfkit import hooks
+from tfkit.checks import check_frames
+from tfkit.conditions import canny
+from tfkit.diffusion import LatentDiffusion, NonFiniteError, resize
+from tfkit.loading import CONTROLNETS, MENAGERIE, load_controlnet
+from tfkit.methods import Moment, Plain, check_noise, check_share, fresh, inverted
+from tfkit.trajectory import Trajectory, digest
+from tfkit.video import Clip
+
+
+@dataclass(frozen=True, eq=False)
+class Controlled:
+    """A ControlNet beside a model, and its condition (f, 3, H, W) in the model's own dtype."""
+
+    net: ControlNetModel
+    condition: Float[Tensor, "f 3 H W"]
+
+    def fingerprint(self) -> str:
+        """A short digest of the ControlNet: 64 values of each of its weights."""
+        values = [p.detach().flatten()[:64].double().cpu() for p in self.net.parameters()]
+        return digest(torch.cat(values))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ControlNet(Plain):
+    """Holds an edit to a condition clip, in every branch; usable in inversion too.
+
+    condition: a clip (f, 3, h, w) in [0, 1], one picture (1, 3, h, w) for all frames, or a function
+    from frames to one; None: what the source was inverted under, else its Canny edges. (Edges of
+    the very frames, where the source's decoded latents will not do: ``tfkit.canny(clip)``.)
+    model: "menagerie", a hub id, a folder or a diffusers ControlNetModel. scale: of what it adds.
+    until: share of the steps in which it does. noise: start from the "inverted" latents, or from
+    "fresh" noise, one draw of ``seed`` for all frames: structure is the condition's alone then.
+    Raises ValueError for settings out of range.
+    """
+
+    condition: Tensor | Clip | Callable[[Tensor], Tensor] | None = None
+    model: str | Path | ControlNetModel = MENAGERIE
+    scale: float | int = 1.0
+    until: float | int = 1.0
+    noise: Literal["inverted", "fresh"] = "inverted"
+    seed: int = 0
+
+    def __post_init__(self):
+        number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
+        if not number or not math.isfinite(self.scale):
+            raise ValueError(f"scale={self.scale!r}: expected a finite number; 1 is usual")
+        check_share("until", self.until)
+        check_noise(self.noise, self.seed)
+        condition = self.condition
+        if not (condition is None or isinstance(condition, Tensor | Clip) or callable(condition)):
+            raise ValueError(
+                f"condition={condition!r}: expected a clip (f, 3, h, w) in [0, 1], a function from "
+                "frames to one such as tfkit.canny, or None for Canny edges"
+            )
+
+    def __repr__(self) -> str:
+        seen = self.condition.frames if isinstance(self.condition, Clip) else self.condition
+        if isinstance(seen, Tensor):
+            seen = f"<{' x '.join(map(str, seen.shape))}, {digest(seen)}>"
+        net = self.model if isinstance(self.model, str | Path) else type(self.model).__name__
+        return (
+            f"ControlNet(condition={seen}, model={str(net)!r}, scale={self.scale}, "
+            f"until={self.until}, noise={self.noise!r}, seed={self.seed})"
+        )
+
+    def begin(self, model, source, t) -> Tensor:
+        if self.noise == "inverted" or t is None:
+            return inverted(source, t)
+        return fresh(source, self.seed).expand_as(source.clean).clone()
+
+    def see(self, model: LatentDiffusion, given: Tensor) -> Float[Tensor, "f 3 H W"]:
+        """The condition of frames (f, 3, h, w) or latents (f, 4, h, w), at the latents' size.
+
+        Raises ValueError for a condition that is no clip of as many frames.
+        """
+        frames = given if given.shape[1] == 3 else None
+        h, w = given.shape[-2:] if frames is None else model.grid(*given.shape[-2:])
+        size = h * model.factor, w * model.factor
+        seen = canny if self.condition is None else self.condition
+        if not isinstance(seen, Tensor | Clip):
+            seen = seen(model.decode(given) if frames is None else resize(frames, size))
+        try:
+            seen = check_frames(seen).detach()
+        except ValueError as error:
+            raise ValueError(f"the ControlNet's condition: {error}") from None
+        if len(seen) not in (1, len(given)):
+            raise ValueError(
+                f"the ControlNet's condition has {len(seen)} frames; expected 1 or the video's "
+                f"{len(given)}"
+            )
+        return resize(seen, size).expand(len(given), -1, -1, -1).to(model.device, model.precision)
+
+    def bind(self, model: LatentDiffusion, condition: Tensor) -> Controlled:
+        """The ControlNet itself, beside ``model``. Raises ValueError where it does not fit."""
+        net = self.model
+        if not isinstance(net, ControlNetModel):
+            net = load_controlnet(net, device=model.device, dtype=model.dtype)
+        elif (net.device, net.dtype) != (model.device, model.dtype):
+            net = copy.deepcopy(net).to(model.device, model.dtype)  # the user's stays as it is
+        name = self.model if isinstance(self.model, str | Path) else "this ControlNet"
+        check_beside(model, net, str(name))
+        return Controlled(net.eval(), condition.to(model.device, model.dtype))
+
+    def prepare(self, model: LatentDiffusion, source: Trajectory) -> Controlled:
+        """Loads the ControlNet and makes the condition.
+
+        Raises FileNotFoundError where it is not found, ValueError where it or the condition does
+        not fit the model or the video.
+        """
+        kept = source.conditions.get("control") if self.condition is None else None
+        return self.bind(model, self.see(model, source.clean) if kept is None else kept)
+
+    def during(self, now: Moment) -> AbstractContextManager:
+        if now.step >= int(now.steps * self.until) or not self.scale:
+            return nullcontext()
+        net, whole = now.prepared.net, now.prepared.condition
+        condition = whole[now.frames.to(whole.device)].repeat(now.branches, 1, 1, 1)
+        return hooks.add_residuals(
+            now.model.unet, partial(residuals, net, condition, float(self.scale))
+        )
+
+
+def residuals(
+    net: ControlNetModel,
+    condition: Tensor,
+    scale: float,
+    sample: Tensor,
+    timestep: Any,
+    *,
+    encoder_hidden_states: Tensor,
+    added_cond_kwargs: dict | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """What a ControlNet adds, from what the UNet is about to be given.
+
+    Raises NonFiniteError where it overflows.
+    """
+    down, mid = net(
+        sample[:, : net.config.in_channels], timestep, encoder_hidden_states=encoder_hidden_states,
+        controlnet_cond=condition, conditioning_scale=scale, added_cond_kwargs=added_cond_kwargs,
+        return_dict=False,
+    )  # fmt: skip
+    if not all(torch.isfinite(part).all() for part in (*down, mid)):
+        raise NonFiniteError(
+            f"a NaN or infinity first appears in the ControlNet, at timestep {int(timestep)} in "
+            f"{net.dtype}. Load the model with dtype=torch.float32, or lower scale={scale}."
+        )
+    return list(down), mid
+
+
+def check_beside(model: LatentDiffusion, net: ControlNetModel, name: str) -> None:
+    """Raises ValueError unless a ControlNet's outputs fit the UNet's skip connections."""
+    unet = model.unet.config
+    for what in ("block_out_channels", "layers_per_block", "cross_attention_dim",
+                 "addition_embed_type"):  # fmt: skip
+        theirs, ours = (
+            list(x) if isinstance(x, tuple) else x for x in (net.config[what], unet[what])
+        )
+        if theirs != ours:
+            raise ValueError(
+                f"ControlNet {name!r} does not fit {model.name!r}: its {what} is {theirs}, the "
+                f"UNet's {ours}. Give one that was trained on this model: ControlNet(model=...), "
+                f"for Stable Diffusion 1.5 {CONTROLNETS['1.5']!r}"
+            )
+    factor = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
+    if factor != model.factor:
+        raise ValueError(
+            f"ControlNet {name!r} reads conditions {factor} times as large as latents, but a "
+            f"latent of {model.name!r} spans {model.factor} pixels; give one trained on this model"
+        )
