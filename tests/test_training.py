@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,12 +14,13 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from transformers import CLIPModel
 
 import tfkit
-from tfkit.menagerie import vocabulary
+from tfkit.menagerie import anatomy, vocabulary
 from tfkit.menagerie.folder import write_tokenizer
-from tfkit.menagerie.recipe import controlnet, unet
-from tfkit.menagerie.recipe.data import captions, dataset, dead_leaves, pick
+from tfkit.menagerie.recipe import unet
+from tfkit.menagerie.recipe.data import captions, dataset, dead_leaves, part_labels, pick
 from tfkit.menagerie.recipe.loop import Run
 from tfkit.menagerie.training import main
 
@@ -54,13 +56,18 @@ def test_the_controlnet_works_in_plain_diffusers(trained):
     assert image.shape == (1, 128, 128, 3) and np.isfinite(image).all()
 
 
-def test_edges_are_white_on_black_where_colours_change():
-    frames = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    frames[0, :, :, 16:] = 255
-    found = controlnet.edges(frames)
-    assert found.shape == (2, 3, 32, 32) and set(found.unique().tolist()) == {0.0, 1.0}
-    assert found[0, 0, 5:-5].nonzero()[:, 1].float().mean().sub(15.5).abs() < 1
-    assert not found[1].any()
+def test_the_vision_tower_goes_on_alone(trained, tmp_path):
+    _, out = trained
+    again = tmp_path / "out"
+    shutil.copytree(out, again)
+    before = CLIPModel.from_pretrained(again / "clip").state_dict()
+    more = ["clip", "--resume", "--vision-only", "--minutes", "0.01"]
+    main([*more, "--work", str(tmp_path), "--out", str(again), *IMAGES])
+    after = CLIPModel.from_pretrained(again / "clip").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith(("vision_model", "visual_pro")) for name in changed)
+    parts = part_labels(tmp_path, 30)
+    assert parts.shape == (24, 64, 64) and 1 < len(parts.unique()) <= len(anatomy.PARTS)
 
 
 def test_a_new_machine_goes_on_from_the_weights(trained, tmp_path):

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-METHODS = ("pnp", "sdedit", "plain")
+METHODS = ("pnp", "sdedit", "controlnet", "plain")
 PROPAGATIONS = ("tokenflow", "joint", "per-frame")
 
 
@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--negative-prompt", default="", help="what to keep away from")
     one.add_argument("--guidance", type=float, default=7.5, help="guidance scale (7.5)")
     one.add_argument("--method", choices=METHODS, default="pnp", help="image editing (pnp)")
+    one.add_argument("--controlnet", default="menagerie", help="hub id or folder (menagerie)")
     one.add_argument("--propagation", choices=PROPAGATIONS, default="tokenflow")
     one.add_argument("--interval", type=int, default=8, help="frames for each keyframe (8)")
     one.add_argument("--trajectory", type=Path, help="folder to keep the inversion in, or resume")
@@ -48,7 +49,12 @@ def run_edit(args: argparse.Namespace) -> None:
 
     output = args.output or Path(f"{Path(args.video).stem}-edited.mp4")
     check_output(output)
-    method = {"pnp": tfkit.PlugAndPlay, "sdedit": tfkit.SDEdit, "plain": tfkit.Plain}[args.method]()
+    method = {
+        "pnp": tfkit.PlugAndPlay,
+        "sdedit": tfkit.SDEdit,
+        "controlnet": lambda: tfkit.ControlNet(model=args.controlnet),
+        "plain": tfkit.Plain,
+    }[args.method]()
     propagation = {
         "tokenflow": lambda: tfkit.TokenFlow(args.interval),
         "joint": tfkit.ExtendedAttention,

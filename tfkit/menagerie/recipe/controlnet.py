@@ -6,23 +6,15 @@ copy of the UNet's encoder (Zhang et al., ICCV 2023), and the UNet stays as it i
 
 import copy
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 
+from tfkit.conditions import canny
 from tfkit.menagerie import casting
 from tfkit.menagerie.recipe.loop import Run, save_grid
 from tfkit.menagerie.recipe.unet import Studio, prompts, sample
-
-
-def edges(frames: Tensor) -> Tensor:
-    """Canny edges of frames uint8 (n, 3, h, w): 0 or 1, three times (n, 3, h, w)."""
-    images = frames.permute(0, 2, 3, 1).numpy()
-    found = np.stack([cv2.Canny(np.ascontiguousarray(image), 100, 200) for image in images])
-    return torch.from_numpy(found)[:, None].expand(-1, 3, -1, -1).float() / 255
 
 
 def from_unet(unet: UNet2DConditionModel) -> ControlNetModel:
@@ -39,7 +31,7 @@ def train(args):
     run = Run("controlnet", model, args, rate=args.rate or 3e-4, ema=0.998)
 
     def condition(index: Tensor, mirrored: Tensor) -> Tensor:
-        found = edges(studio.frames[index])
+        found = canny(studio.frames[index].float() / 255)
         found = torch.where(mirrored[:, None, None, None] == 1, found.flip(-1), found)
         if args.size != casting.SIZE:
             found = F.interpolate(found, size=(args.size, args.size), mode="area")
