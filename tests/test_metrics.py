@@ -207,6 +207,37 @@ def test_pck_counts_points_within_reach():
         bare(metrics.pck)(found, truth[:3], 5.0)
 
 
+def test_pck_per_image_weighs_every_image_alike():
+    many, one = torch.zeros(9, 2), torch.zeros(1, 2)
+    found, truth = [many, one + 3], [many, one]
+    assert metrics.pck(found, truth, 1) == pytest.approx(0.9)
+    assert metrics.pck(found, truth, 1, per="image") == 0.5
+    assert metrics.pck(found, truth, [1, 5], per="image") == 1.0  # a threshold for each image
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(reach=1, per="frame"), "per='frame'; expected 'point' or 'image'"),
+        (dict(reach=[1, 2, 3]), "2 images of found points, 2 of true ones and 3 thresholds"),
+        (dict(reach=[]), "and 0 thresholds; expected as many"),
+    ],
+)
+def test_pck_of_images_says_what_does_not_match(settings, message):
+    points = [torch.zeros(2, 2)] * 2
+    with pytest.raises(ValueError, match=message):
+        bare(metrics.pck)(points, points, **settings)
+
+
+def test_the_reach_of_pck_is_a_share_of_the_image_or_of_the_box():
+    mask = torch.zeros(64, 96, dtype=torch.bool)
+    assert metrics.pck_reach(0.05, (64, 96)) == pytest.approx(4.8)
+    with pytest.raises(ValueError, match="mask is empty"):
+        metrics.pck_reach(0.1, mask)
+    mask[10:20, 30:70] = True
+    assert metrics.pck_reach(0.1, mask) == pytest.approx(4.0)
+
+
 def test_end_point_error_is_a_mean_distance():
     found = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
     assert metrics.end_point_error(found, torch.zeros(2, 2)) == 3.0

@@ -54,6 +54,14 @@ def test_points_are_followed_through_a_moving_picture():
     torch.testing.assert_close(backwards[0], points)
 
 
+def test_a_track_starts_where_it_was_asked_for():
+    """Between tokens too, where the nearest token to a mixture may be far away."""
+    points = torch.tensor([[21.0, 9.0], [30.2, 17.7]])
+    found, alike = track_points(shifted(), points, (32, 48), start=1)
+    torch.testing.assert_close(found[1], points)
+    assert alike[1].eq(1).all() and alike[0].lt(1).all()
+
+
 def test_a_soft_argmax_is_finer_than_a_token():
     """The peak of a smooth bump lies between tokens: the mean finds it, the best token cannot."""
     grid, size = (16, 16), (64, 64)

@@ -7,6 +7,7 @@ to i+1; visible and masks are bool. All is computed in float64, one frame at a t
 """
 
 from itertools import pairwise
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -164,25 +165,54 @@ def color_spread(frames: Clip | Tensor, mask: Bool[Tensor, "f h w"]) -> float:
     return torch.stack(colors).var(dim=0, correction=0).mean().sqrt().item()
 
 
-def pck(found: Float[Tensor, "n 2"], truth: Float[Tensor, "n 2"], reach: float) -> float:
-    """Share of correct keypoints: found points within ``reach`` pixels of the truth.
+def pck(found, truth, reach, *, per: Literal["point", "image"] = "point") -> float:
+    """PCK, the share of correct keypoints: found points within ``reach`` pixels of the truth.
 
-    PCK@a on images of s pixels is ``reach = a * s`` (Yang and Ramanan, 2013).
+    found, truth: (n, 2) each, or a list with one of each image. reach: pixels, or one number an
+    image, as :func:`pck_reach` gives them (Yang and Ramanan, 2013). per: "point" counts every point
+    alike; "image" takes the mean of the images' own shares, so that one with many points weighs no
+    more than the others. Raises ValueError where the lists or shapes do not match.
     """
-    if found.shape != truth.shape or found.ndim != 2 or not len(found):
+    if per not in ("point", "image"):
+        raise ValueError(f"per={per!r}; expected 'point' or 'image'")
+    found, truth = ([x] if isinstance(x, Tensor) else list(x) for x in (found, truth))
+    reach = [reach] * len(found) if isinstance(reach, Real) else list(reach)
+    if not len(found) == len(truth) == len(reach) or not found:
         raise ValueError(
-            f"found is {tuple(found.shape)}, truth {tuple(truth.shape)}; expected both (n, 2)"
+            f"{len(found)} images of found points, {len(truth)} of true ones and {len(reach)} "
+            "thresholds; expected as many, one at least"
         )
-    return ((found.double() - truth.double()).norm(dim=1) <= reach).double().mean().item()
+    right = [_distances(*pair) <= most for *pair, most in zip(found, truth, reach, strict=True)]
+    if per == "point":
+        return torch.cat([x.cpu() for x in right]).double().mean().item()
+    return sum(x.double().mean().item() for x in right) / len(right)
+
+
+def pck_reach(alpha: float | int, of: tuple[int, int] | Bool[Tensor, "h w"]) -> float:
+    """PCK@alpha's threshold in pixels: ``alpha`` of the longer side of ``of``.
+
+    of: an image's (h, w), or a foreground mask (h, w), whose bounding box is then meant. The two
+    are apart: 0.1 of the box asks for more on small animals. Raises ValueError for an empty mask.
+    """
+    if not isinstance(of, Tensor):
+        return float(alpha * max(of))
+    if not of.any():
+        raise ValueError("the mask is empty: there is no box to take a threshold from")
+    sides = [places.max() - places.min() + 1 for places in of.nonzero(as_tuple=True)]
+    return float(alpha * max(sides).item())
 
 
 def end_point_error(found: Float[Tensor, "n 2"], truth: Float[Tensor, "n 2"]) -> float:
     """Mean distance in pixels between found points and the truth."""
+    return _distances(found, truth).mean().item()
+
+
+def _distances(found, truth) -> Float[Tensor, " n"]:
     if found.shape != truth.shape or found.ndim != 2 or not len(found):
         raise ValueError(
             f"found is {tuple(found.shape)}, truth {tuple(truth.shape)}; expected both (n, 2)"
         )
-    return (found.double() - truth.double()).norm(dim=1).mean().item()
+    return (found.double() - truth.double()).norm(dim=1)
 
 
 def iou(found: Int[Tensor, "*n"], truth: Int[Tensor, "*n"]) -> dict[int, float]:

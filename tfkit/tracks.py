@@ -94,17 +94,19 @@ def track_points(
 ) -> tuple[Float[Tensor, "f m 2"], Float[Tensor, "f m"]]:
     """Where points of frame ``start`` are in every frame, and how similar the tokens there are.
 
-    points: pixels (x, y) of pictures of ``size`` (h, w). window: see :func:`locate`.
+    points: pixels (x, y) of pictures of ``size`` (h, w). window: see :func:`locate`. In frame
+    ``start`` itself the points are where they were given, and their similarity is 1.
     Raises ValueError for a frame that is not there or tokens that do not fit the picture.
     """
     _check_frame(tokens, start)
     grid = grid_of(tokens, size)
     query = read_at(tokens[start], points, grid, size)
     places, best = [], []
-    for frame in tokens:
+    for frame in tokens:  # the scores of one frame at a time
         scores = similarity(query, frame)
         places.append(locate(scores, grid, size, window=window))
         best.append(scores.max(1).values)
+    places[start], best[start] = points.to(places[start]), torch.ones_like(best[start])
     return torch.stack(places), torch.stack(best)
 
 
