@@ -36,7 +36,8 @@ def by_name(lines):
 
 
 CORE = by_name(PROJECT["dependencies"])
-DIRECT = CORE | by_name(EXTRAS["notebooks"]) | by_name(EXTRAS["dev"]) | by_name(EXTRAS["adapters"])
+WITH = ("notebooks", "dev", "adapters", "evaluation", "cluster")
+DIRECT = CORE | by_name(line for extra in WITH for line in EXTRAS[extra])
 ASKED = DIRECT | by_name(EXTRAS["browser"])
 PINS = by_name(
     line

@@ -7,6 +7,7 @@ from tfkit.control import ControlNet
 from tfkit.correspondence import Field, nearest_neighbors
 from tfkit.diffusion import LatentDiffusion, NonFiniteError
 from tfkit.editing import Edit, edit
+from tfkit.evaluation import evaluate
 from tfkit.inversion import generate, invert, reconstruct
 from tfkit.loading import load
 from tfkit.methods import Plain, PlugAndPlay, SDEdit
@@ -22,7 +23,21 @@ __version__ = "0.1.0"
 __all__ = [
     "Clip", "ControlNet", "Edit", "EditSession", "ExtendedAttention", "Field", "FirstFrame",
     "LatentDiffusion", "NonFiniteError", "PerFrame", "Plain", "PlugAndPlay", "SDEdit", "TokenFlow",
-    "TokenPCA", "Trajectory", "canny", "edit", "extract_tokens", "from_pipeline", "generate",
-    "invert", "load", "load_embedding", "load_lora", "menagerie", "nearest_neighbors",
+    "TokenPCA", "Trajectory", "canny", "edit", "evaluate", "extract_tokens", "from_pipeline",
+    "generate", "invert", "load", "load_embedding", "load_lora", "menagerie", "nearest_neighbors",
     "open_trajectory", "read_video", "reconstruct", "write_video",
 ]  # fmt: skip
+
+
+def __getattr__(name: str):
+    """`PreferenceStudy` is a widget: it is imported when it is asked for, and only then."""
+    if name != "PreferenceStudy":
+        raise AttributeError(f"module 'tfkit' has no attribute {name!r}")
+    try:
+        from tfkit.widgets import PreferenceStudy
+    except ImportError as error:
+        raise ImportError(
+            f"tfkit.PreferenceStudy is a widget and needs {error.name}: "
+            'pip install "tfkit[notebooks]"'
+        ) from error
+    return PreferenceStudy

@@ -1,0 +1,511 @@
+"""Evaluations: the table, resuming after a kill, failures, and joblib's backends, Dask's too."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import joblib
+import pandas as pd
+import pytest
+import torch
+from pipelines import make_pipeline
+
+import tfkit
+from tfkit.clip import load_clip
+from tfkit.evaluation import COLUMNS, summary
+from tfkit.jobs import Meter, Portable
+from tfkit.menagerie import benchmark, film
+from tfkit.records import describe, key_of, open_folder
+from tfkit.scores import METRICS, Score, over_clips
+from tfkit.scoring import TokenReader, score
+from tfkit.video import Clip
+
+FAST = {"steps": 2, "progress": False}
+CHEAP = ["warp_error", "text_alignment", "success"]
+TASKS = benchmark(frames=2)[:3]
+CLIP = film("a cat", frames=2)
+
+
+def same(model, source, prompt):
+    """A method that takes no time: the clip as the VAE has it."""
+    return model.decode(source.clean, size=source.size)
+
+
+def darker(model, source, prompt):
+    return same(model, source, prompt) / 2
+
+
+def brightness(frames, source, prompt):
+    return frames.mean()
+
+
+@dataclass
+class Counting:
+    """A method that writes a line for each edit it makes, as slow as one likes."""
+
+    log: Path
+    seconds: float = 0.0
+    tags: frozenset = frozenset({"in", "any", "order"})
+
+    def __call__(self, model, source, prompt):
+        time.sleep(self.seconds)
+        with open(self.log, "a") as file:
+            file.write(f"{prompt}\n")
+        return same(model, source, prompt)
+
+
+def lines(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_pipeline(tmp_path_factory.mktemp("models") / "small")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return tfkit.load(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def evaluate(model):
+    return partial(tfkit.evaluate, model=model, **FAST)
+
+
+@pytest.fixture(scope="module")
+def table(evaluate):
+    methods = {
+        "TokenFlow": {"propagation": tfkit.TokenFlow(interval=2), "guidance": 3, "seed": 1},
+        "joint": tfkit.ExtendedAttention(),
+        "SDEdit": tfkit.SDEdit(0.5),
+        "darker": darker,
+    }
+    return evaluate(methods, TASKS[:2])
+
+
+# --- The table ---
+
+
+def test_there_is_a_row_for_each_method_clip_prompt_and_metric(table):
+    assert list(table.columns) == COLUMNS
+    assert len(table) == 4 * 2 * 3 * len(METRICS)
+    assert not table.duplicated(["method", "clip", "prompt", "metric"]).any()
+    assert list(table.metric.unique()) == list(METRICS)
+    assert list(table.method.unique()) == ["TokenFlow", "joint", "SDEdit", "darker"]
+    asked = table[["clip", "prompt", "change"]].drop_duplicates().values.tolist()
+    assert asked == [[t.caption, c.prompt, c.kind] for t in TASKS[:2] for c in t.changes]
+    assert table.value.notna().all() and (table.seconds > 0).all() and (table.error == "").all()
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        (
+            "TokenFlow",
+            {"propagation": tfkit.TokenFlow(interval=2), "guidance": 3, "seed": 1},
+        ),
+        ("SDEdit", {"method": tfkit.SDEdit(0.5)}),
+    ],
+)
+def test_every_number_is_that_of_scoring_by_hand(table, model, method, settings):
+    clip, prompt = TASKS[1].film(), TASKS[1].prompts[2]
+    source = tfkit.invert(model, clip, clip.caption, **FAST)
+    made = tfkit.edit(model, source, prompt, progress=False, **settings)
+    layers = sorted(n for n, _ in model.unet.named_modules() if n.startswith("up_blocks"))
+    layers = [name for name in layers if name.endswith("attn1")]
+    reader = TokenReader(model, layers[len(layers) // 2], 261)
+    expected = score(made, clip, prompt, clip=load_clip(), tokens=reader)
+    rows = table[
+        (table.method == method) & (table["clip"] == clip.caption) & (table.prompt == prompt)
+    ]
+    assert list(rows.metric) == list(expected)
+    for row in rows.itertuples():
+        assert row.value == pytest.approx(float(expected[row.metric]), rel=1e-4, abs=1e-7)
+        assert row.measured_with == expected[row.metric].measured_with
+
+
+def test_metrics_can_be_chosen_and_brought_along(evaluate):
+    def named(frames, source, prompt):
+        return Score("named", len(prompt), {"in": "letters"})
+
+    found = evaluate({"same": same, "darker": darker}, TASKS[:1], [named, brightness, "warp_error"])
+    assert list(found.metric.unique()) == ["warp_error", "named", "brightness"]
+    assert (found[found.metric == "named"].measured_with == "in: letters").all()
+    letters = found[(found.metric == "named") & (found.method == "same")].value
+    assert letters.tolist() == [len(prompt) for prompt in TASKS[0].prompts]
+    light = found[found.metric == "brightness"].set_index(["method", "prompt"]).value
+    for prompt in TASKS[0].prompts:
+        assert light["darker", prompt] == pytest.approx(light["same", prompt] / 2)
+
+
+def test_a_clip_of_ones_own_has_what_can_be_measured(evaluate):
+    own = Clip(film("a cat", frames=2, seed=5).frames[..., 32:96, 32:96])
+    other = film("a dog on sand", frames=2, seed=1)
+    found = evaluate(
+        {"same": same},
+        [(own, "a dog"), (own, ["a fish", "a bird"]), (other, "a fox on sand"), *TASKS[:1]],
+        ["warp_error", "directional", "background_psnr"],
+    )
+    names = list(found["clip"].unique())
+    assert names == ["clip 1", "clip 2", "a dog on sand", TASKS[0].caption]
+    rows = found[found["clip"] == "clip 2"]
+    assert list(rows.prompt) == ["a fish", "a bird"] and set(rows.metric) == {"warp_error"}
+    assert set(rows.measured_with) == {"flow: DIS"} and set(rows.change) == {""}
+    known = found[found["clip"] == "a dog on sand"]
+    assert list(known.metric) == ["warp_error", "directional", "background_psnr"]
+    assert known.measured_with.iloc[0] == "flow: exact"
+    named = evaluate({"same": same}, {"mine": (own, "a dog")}, "warp_error")
+    assert named["clip"].tolist() == ["mine"] and named.value.iloc[0] == found.value.iloc[0]
+
+
+def test_a_clip_is_inverted_once_and_only_where_needed(evaluate, monkeypatch, tmp_path):
+    from tfkit import jobs
+
+    inverted = []
+    real = jobs.invert
+    monkeypatch.setattr(
+        jobs, "invert", lambda *args, **kw: inverted.append(args[2]) or real(*args, **kw)
+    )
+    methods = {"same": same, "darker": darker}
+    evaluate(methods, TASKS[:2], brightness, folder=tmp_path, inversion={"fixed_point": 1})
+    assert inverted == [task.caption for task in TASKS[:2]]
+    evaluate(methods, TASKS, brightness, folder=tmp_path, inversion={"fixed_point": 1})
+    assert inverted == [task.caption for task in TASKS]
+
+
+# --- Resuming ---
+
+
+def test_what_is_there_is_not_computed_again(evaluate, tmp_path):
+    log, results = tmp_path / "log", tmp_path / "results"
+    first = evaluate({"mine": Counting(log)}, TASKS[:2], CHEAP, folder=results)
+    assert len(lines(log)) == 6 == len(list(results.iterdir()))
+    again = evaluate({"mine": Counting(log)}, TASKS[:2], CHEAP, folder=results)
+    pd.testing.assert_frame_equal(again, first)  # with the seconds of then
+    fewer = evaluate({"called else": Counting(log)}, TASKS[1:2], CHEAP[:1], folder=results)
+    assert len(fewer) == 3 and len(lines(log)) == 6
+    evaluate({"mine": Counting(log)}, TASKS, CHEAP, folder=results)
+    assert len(lines(log)) == 9
+
+
+def test_more_metrics_take_the_edits_again_and_fewer_do_not(evaluate, tmp_path):
+    log, results = tmp_path / "log", tmp_path / "results"
+    run = partial(evaluate, {"mine": Counting(log)}, TASKS[:1], folder=results)
+    run([brightness])
+    run(CHEAP)
+    assert len(lines(log)) == 6 and len(list(results.iterdir())) == 3
+    both = run([*CHEAP, brightness, "background_ssim"])  # as cheap as the others were
+    assert len(lines(log)) == 6 and len(both) == 3 * 5
+    assert len(run(None)) == 3 * len(METRICS)
+    assert len(lines(log)) == 9
+    run([*CHEAP, brightness])
+    assert len(lines(log)) == 9
+
+
+OTHER = {
+    "a method's setting": {"methods": {"A": {"guidance": 4}}},
+    "another method": {"methods": {"A": {"guidance": 3, "method": tfkit.SDEdit(0.5)}}},
+    "the steps": {"steps": 3},
+    "the inversion": {"inversion": {"fixed_point": 1}},
+    "the flow": {"flow": "dis"},
+    "the clip": {"clips": [(replace(CLIP, frames=CLIP.frames * 0.9), "a fish")]},
+}
+
+
+def test_other_settings_are_never_mixed_up(evaluate, monkeypatch, tmp_path):
+    run = {"methods": {"A": {"guidance": 3}}, "clips": [(CLIP, "a fish")], "metrics": "warp_error"}
+    run["folder"] = tmp_path
+    first = evaluate(**run)
+    weights = tfkit.load(make_pipeline(tmp_path.parent / "other", seed=1), device="cpu")
+    for i, (what, change) in enumerate({**OTHER, "the weights": {"model": weights}}.items()):
+        found = evaluate(**run | change)
+        assert len(list(tmp_path.iterdir())) == 2 + i, what
+        assert found.value.item() != first.value.item(), what
+    count = len(list(tmp_path.iterdir()))
+    same_again = {"methods": {"renamed": {"guidance": 3, "batch": 1}}}  # neither changes an edit
+    assert evaluate(**run | same_again).value.equals(first.value)
+    assert len(list(tmp_path.iterdir())) == count
+    monkeypatch.setattr(tfkit, "__version__", "0.0.0")
+    evaluate(**run)
+    assert len(list(tmp_path.iterdir())) == count + 1
+
+
+def test_a_damaged_record_is_made_again(evaluate, tmp_path):
+    first = evaluate({"A": same}, TASKS[:1], brightness, folder=tmp_path)
+    for file, text in zip(sorted(tmp_path.iterdir()), ("", "{}", "3"), strict=True):
+        file.write_text(text)
+    again = evaluate({"A": same}, TASKS[:1], brightness, folder=tmp_path)
+    assert again.value.equals(first.value)
+    assert all("scores" in json.loads(file.read_text()) for file in tmp_path.iterdir())
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = {path!r}
+from test_evaluate import *
+tfkit.evaluate({{"mine": Counting(Path({log!r}), 0.2)}}, TASKS, CHEAP, model={model!r},
+               folder={results!r}, **FAST)
+"""
+
+
+def test_a_killed_evaluation_loses_no_more_than_the_edit_running(evaluate, folder, tmp_path):
+    log, results = tmp_path / "log", tmp_path / "results"
+    script = SCRIPT.format(
+        path=[str(Path(__file__).parent)], log=str(log), model=str(folder), results=str(results)
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7"}  # what is the same is so in any process
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    while len(lines(log)) < 4 and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait(timeout=30) == -signal.SIGKILL
+    made, kept = len(lines(log)), len(list(results.glob("[!.]*.json")))
+    assert 4 <= made < 9 and made - 1 <= kept <= made
+    assert all("scores" in json.loads(file.read_text()) for file in results.glob("[!.]*.json"))
+    found = evaluate({"mine": Counting(log, 0.2)}, TASKS, CHEAP, model=str(folder), folder=results)
+    assert len(lines(log)) == made + 9 - kept
+    assert len(found) == 9 * len(CHEAP) and found.value.notna().all()
+
+
+def test_an_interrupt_stops_at_once_and_keeps_what_is_done(evaluate, tmp_path):
+    log, stop = tmp_path / "log", [True]
+
+    class Impatient(Counting):
+        def __call__(self, model, source, prompt):
+            if stop and len(lines(log)) == 4:
+                raise KeyboardInterrupt
+            return super().__call__(model, source, prompt)
+
+    run = partial(evaluate, clips=TASKS, metrics=CHEAP, folder=tmp_path / "results")
+    with pytest.raises(KeyboardInterrupt):
+        run({"mine": Impatient(log)})
+    assert len(list((tmp_path / "results").iterdir())) == 4
+    stop.clear()
+    run({"mine": Impatient(log)})
+    assert len(lines(log)) == 9
+
+
+def test_what_a_kill_left_half_written_is_swept_away(tmp_path):
+    old, new = tmp_path / ".new-1-a.json", tmp_path / ".new-2-b.json"
+    for file in (old, new):
+        file.write_text("{")
+    os.utime(old, (1, 1))
+    open_folder(tmp_path)
+    assert not old.exists() and new.exists()  # the second may be another evaluation's
+
+
+# --- Failures ---
+
+
+def failing(model, source, prompt):
+    if prompt == TASKS[0].prompts[1]:
+        raise tfkit.NonFiniteError("a NaN in the middle")
+    return same(model, source, prompt)
+
+
+def test_an_edit_that_fails_is_told_and_stops_no_other(evaluate, tmp_path):
+    run = partial(evaluate, clips=TASKS[:2], metrics=CHEAP, folder=tmp_path)
+    with pytest.warns(UserWarning, match=r"1 of 12 edits failed(.|\n)*NonFiniteError: a NaN in"):
+        found = run({"good": same, "bad": failing})
+    failed = found[found.error != ""]
+    assert set(failed.prompt) == {TASKS[0].prompts[1]} and set(failed.method) == {"bad"}
+    assert list(failed.metric) == CHEAP and failed.value.isna().all()
+    assert found[found.error == ""].value.notna().all() and len(found) == 12 * 3
+    assert len(list(tmp_path.iterdir())) == 11
+    with pytest.warns(UserWarning, match="1 of 'bad'"):
+        rows = summary(found).rows
+    assert float(rows["good"]["warp_error"]) != 0
+    mended = run({"good": same, "bad": same})
+    assert (mended.error == "").all() and mended.value.notna().all()
+
+
+def test_a_mistake_in_everything_is_raised_with_its_traceback(evaluate):
+    def short(model, source, prompt):
+        return same(model, source, prompt)[:1]
+
+    def broken(frames, source, prompt):
+        return frames.no_such_thing
+
+    with pytest.raises(
+        RuntimeError, match=r"not one of 3 edits succeeded(.|\n)*1 frames came back"
+    ):
+        evaluate({"short": short}, TASKS[:1], CHEAP)
+    with pytest.raises(RuntimeError, match=r"no_such_thing(.|\n)*Traceback(.|\n)*in broken"):
+        evaluate({"same": same}, TASKS[:1], broken)
+    with pytest.raises(RuntimeError, match="expected a whole number from 1"):
+        evaluate({"same": same}, TASKS[:1], CHEAP, steps=5000)
+    with pytest.raises(tfkit.NonFiniteError, match="in the middle"):
+        evaluate({"bad": failing}, TASKS[:1], CHEAP, errors="raise")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": {}}, "methods={}: expected a mapping"),
+        ({"methods": [same]}, "expected a mapping"),
+        ({"methods": {"A": {"guidence": 3}}}, "unknown setting 'guidence'; expected some of batch"),
+        ({"methods": {"A": tfkit.TokenFlow}}, "expected settings of tfkit.edit in a mapping"),
+        ({"methods": {"A": 3}}, "method 'A' is 3"),
+        ({"metrics": ["warp"]}, r"\['warp'\]; expected functions, or names among warp_error"),
+        ({"metrics": []}, "expected functions, or names"),
+        ({"metrics": [lambda *a: 0, lambda *a: 1]}, "names that differ"),
+        ({"clips": []}, "clips is empty"),
+        ({"clips": [CLIP]}, "number 1 is a Clip; expected a task"),
+        ({"clips": [(CLIP, [])]}, "has 2 frames and the prompts"),
+        ({"clips": [(CLIP[:1], "a dog")]}, "has 1 frames"),
+        ({"flow": "exactly"}, "flow='exactly': expected one of None, 'exact'"),
+        ({"errors": "ignore"}, "errors='ignore': expected one of 'warn', 'raise'"),
+        ({"steps": 0}, "steps=0"),
+        ({"inversion": {"prompt": "a"}}, "unknown setting 'prompt'; expected some of batch, con"),
+        ({"model": 3}, "model=3: expected a model"),
+        ({"folder": __file__}, "is a file; expected a folder"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_at_once(evaluate, unchecked, change, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(**{"methods": {"A": same}, "clips": TASKS[:1], "metrics": CHEAP} | change)
+
+
+# --- What determines a result ---
+
+
+def test_settings_are_told_apart_by_what_they_do():
+    def make(factor, offset=0):
+        return lambda x: x * factor + offset
+
+    assert key_of(make(2)) == key_of(make(2)) != key_of(make(3))
+    assert key_of(make(2)) != key_of(make(2, 1))
+    assert key_of(partial(same, 1)) == key_of(partial(same, 1)) != key_of(partial(darker, 1))
+    assert key_of(tfkit.TokenFlow()) == key_of(tfkit.TokenFlow(interval=8))
+    assert key_of(tfkit.TokenFlow()) != key_of(tfkit.TokenFlow(interval=4))
+    assert key_of(torch.ones(2)) != key_of(torch.ones(2, 1)) != key_of(torch.zeros(2, 1))
+    nets = [torch.nn.Linear(2, 2) for _ in range(2)]
+    assert key_of(nets[0]) != key_of(nets[1])
+    nets[1].load_state_dict(nets[0].state_dict())
+    assert key_of(nets[0]) == key_of(nets[1])
+
+    def experiment(strength):
+        class Mine(tfkit.Plain):
+            def begin(self, model, source, t):
+                return source.clean * strength if strength == 1 else source.clean
+
+        return Mine
+
+    def other():
+        class Mine(tfkit.Plain):
+            def begin(self, model, source, t):
+                return source.clean * 2
+
+        return Mine
+
+    assert key_of(experiment(1)()) == key_of(experiment(1)()) != key_of(other()())
+    with pytest.raises(ValueError, match="nothing tells whether it is the same next time"):
+        describe({"lock": threading.Lock()})
+
+
+# --- Means ---
+
+
+def test_the_summary_is_of_clips_each_the_mean_of_its_prompts(table):
+    found = summary(table, resamples=99)
+    assert list(found.rows) == ["TokenFlow", "joint", "SDEdit", "darker"]
+    rows = []
+    for task in TASKS[:2]:
+        part = table[(table.method == "joint") & (table["clip"] == task.caption)]
+        warp = part[part.metric == "warp_error"].value.mean()
+        rows.append({"warp_error": Score("warp_error", warp, {"flow": "exact"})})
+    expected = over_clips(rows, resamples=99)["warp_error"]
+    assert found.rows["joint"]["warp_error"] == expected
+    assert expected.clips == 2
+    assert "token consistency with tokens" in repr(found)
+    by_change = summary(table, ["method", "change"], resamples=99)
+    assert {"joint, coat", "joint, ground", "joint, species"} <= set(by_change.rows)
+    with pytest.raises(ValueError, match="missing: kind"):
+        summary(table, "kind")
+    other = table.assign(measured_with="flow: DIS", clip="other")
+    with pytest.raises(ValueError, match="expected one way"):
+        summary(pd.concat([table, other]))
+
+
+# --- Wherever joblib runs it ---
+
+
+def compare(found, expected):
+    """Equal but for the time it took."""
+    left, right = (t.drop(columns="seconds") for t in (found, expected))
+    pd.testing.assert_frame_equal(left, right, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def serial(evaluate):
+    return evaluate({"same": same, "darker": darker}, TASKS, CHEAP)
+
+
+def test_threads_take_turns_with_one_model(serial, evaluate, capsys):
+    with joblib.parallel_config(backend="threading", n_jobs=3):
+        found = evaluate({"same": same, "darker": darker}, TASKS, CHEAP, progress=True)
+    compare(found, serial)
+    assert "18/18" in capsys.readouterr().err
+
+
+def test_a_model_travels_by_its_name_and_is_checked_on_arrival(folder, model):
+    there = copy(Portable(model))  # what pickling makes of it
+    assert there.given == str(folder) and there.model() is not model
+    assert there.model() is copy(Portable(model)).model()  # read once
+    assert there.model().fingerprint() == model.fingerprint()
+    assert copy(Portable(partial(tfkit.load, folder))).model().name == str(folder)
+    other = tfkit.load(folder, device="cpu")
+    other.unet.conv_in.weight.data += 1
+    for changed in (other, replace(model, name="nowhere")):
+        with pytest.raises(ValueError, match="is not the same; give a function that loads it"):
+            copy(Portable(changed)).model()
+    assert copy(Meter(3)).bar is None
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_table(serial, evaluate):
+    with joblib.parallel_config(backend="loky", n_jobs=2):
+        compare(evaluate({"same": same, "darker": darker}, TASKS, CHEAP), serial)
+
+
+def test_a_dask_cluster_that_loses_a_worker_gives_the_same_table(model, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="needs tfkit[cluster]")
+    log, results, lost = tmp_path / "log", tmp_path / "results", []
+    own = film("a dog on sand", frames=2, seed=1)
+    clips = [*TASKS, *benchmark(frames=2)[3:5], (own, ["a fox on sand", "a cat on sand"])]
+    run = partial(tfkit.evaluate, clips=clips, metrics=CHEAP, model=model, **FAST)
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        pids = client.run(os.getpid)
+        assert len(set(pids.values()) - {os.getpid()}) == 2
+
+        def kill():
+            while len(lines(log)) < 3:
+                time.sleep(0.02)
+            lost.append((next(iter(pids.values())), len(lines(log))))
+            os.kill(lost[0][0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        with joblib.parallel_config(backend="dask"):
+            found = run({"mine": Counting(log, 0.15)}, folder=results)
+        assert lost and lost[0][1] < 17  # it was on the way
+        assert not Path(f"/proc/{lost[0][0]}").exists()
+    made = len(lines(log))
+    assert 17 <= made <= 18  # at most the edit that was running was made twice
+    compare(found, run({"mine": Counting(tmp_path / "serial")}))
+    pd.testing.assert_frame_equal(found, run({"mine": Counting(log, 0.15)}, folder=results))
+    assert len(lines(log)) == made

@@ -1,0 +1,305 @@
+"""Methods by clips by metrics: edits in bulk, as a table that survives a kill.
+
+Each clip is inverted once for all its prompts and methods, and only where one of its edits is
+missing. A clip is one job of joblib's, so `joblib.parallel_config` says where the jobs run: here,
+in processes, on a Dask cluster; :mod:`tfkit.jobs` is what happens there.
+Memory: in each process one model, the last one used, one clip with its trajectory, and one edit.
+"""
+
+import inspect
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from tfkit.checks import check_whole
+from tfkit.diffusion import LatentDiffusion
+from tfkit.editing import edit
+from tfkit.inversion import invert
+from tfkit.jobs import Job, Meter, Portable, run
+from tfkit.loading import MENAGERIE
+from tfkit.menagerie.tasks import Change, Task
+from tfkit.methods import Method
+from tfkit.propagation import Propagation
+from tfkit.records import open_folder
+from tfkit.scores import METRICS, Score, ScoreTable, over_clips
+from tfkit.scoring import FLOWS
+from tfkit.video import Clip
+
+COLUMNS = [
+    "method", "clip", "prompt", "change", "metric", "value", "measured_with", "seconds", "error",
+]  # fmt: skip
+
+
+def evaluate(
+    methods: Mapping[str, Any],
+    clips: Iterable | Task,
+    metrics: Iterable[str | Callable] | Callable | None = None,
+    *,
+    model: LatentDiffusion | str | Path | Callable[[], LatentDiffusion] = MENAGERIE,
+    steps: int = 50,
+    folder: str | Path | None = None,
+    judge: str | Path = MENAGERIE,
+    flow: Literal["exact", "dis", "raft"] | None = None,
+    tokens: tuple[str, int] | Callable | None = None,
+    inversion: Mapping[str, Any] | None = None,
+    errors: Literal["warn", "raise"] = "warn",
+    n_jobs: int | None = None,
+    progress: bool = True,
+) -> "pandas.DataFrame":
+    """Edits every clip to each of its prompts by every method, and measures the edits.
+
+    >>> table = tfkit.evaluate(
+    ...     {
+    ...         "per frame": tfkit.PerFrame(),
+    ...         "TokenFlow": dict(propagation=tfkit.TokenFlow(interval=4), guidance=5.0),
+    ...         "mine": lambda model, source, prompt: ...,  # frames (f, 3, h, w) in [0, 1]
+    ...     },
+    ...     [*tfkit.menagerie.benchmark(frames=16)[:8], (tfkit.read_video("wolf.mp4"), "a fox")],
+    ...     ["warp_error", "text_alignment", "success"],
+    ...     steps=20, folder="runs/first", n_jobs=2,
+    ... )
+    >>> tfkit.evaluation.summary(table[table.change != ""])  # means with intervals
+
+    methods: by name, what is given to :func:`tfkit.edit` (a mapping; a propagation or method alone
+    will do) or a function (model, source, prompt) of your own, source a Trajectory. clips: tasks of
+    :func:`tfkit.menagerie.benchmark` and (Clip, prompt or prompts), or {name: any of these}.
+    metrics: names of tfkit.scores.METRICS (None: all that can be taken) and functions (frames,
+    source, prompt) of your own that return a number or a Score. model: a model, what
+    :func:`tfkit.load` takes, or a function that loads one; read once in each process. judge: the
+    CLIP, by name. flow, tokens: as :func:`tfkit.scoring.score` has them, the tokens' reader as
+    (layer, timestep), by default of the decoder's middle layer at 261. inversion: more settings of
+    :func:`tfkit.invert`; its prompt is the clip's caption.
+
+    folder: keeps each edit's numbers as they come. Called again, only what is missing there is
+    computed: what was killed, what failed, and whatever is asked for with other settings, other
+    pixels, other weights, other code of yours or another version of tfkit, which is never mixed
+    with what was there. (Code that yours calls is not looked at.) A kill costs the edit that was
+    running, and its clip's inversion. Workers on other machines must see the folder too.
+
+    n_jobs: how many clips at once, by default what `joblib.parallel_config` says, or one. Threads
+    take turns with a model; processes have one each.
+
+    Returns a row for each method, clip, prompt and metric: value, measured_with, the edit's
+    seconds, and as `change` the attribute that the prompt changes (empty: of your own clips). An
+    edit that fails has no values (NaN) but an error, is told in a warning at the end, and stops no
+    other; errors="raise" stops at once. Raises ValueError for settings that cannot be meant, and
+    RuntimeError where not one edit succeeds.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise ImportError("tfkit.evaluate needs pandas: pip install 'tfkit[evaluation]'") from None
+    methods = {
+        name: _settings(name, how) for name, how in _some("methods", methods, "name").items()
+    }
+    names, own = _metrics(metrics)
+    for name, value, known in (("flow", flow, (None, *FLOWS)), ("errors", errors, _ERRORS)):
+        if value not in known:
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
+    check_whole("steps", steps)
+    inversion = dict(inversion or {})
+    _check_names("inversion", inversion, _INVERSION)
+    clips = _clips(clips)
+    total = sum(len(changes) for _, _, changes in clips) * len(methods)
+    place = None if folder is None else open_folder(folder)
+    results: list[list[dict]] = [[] for _ in clips]
+    with tqdm(total=total, desc="evaluate", unit="edit", disable=not progress) as bar:
+        portable, meter = Portable(model), Meter(bar)
+        jobs = (
+            delayed(run)(
+                Job(
+                    i, clip, changes, methods, names, own, portable, str(judge), flow, tokens,
+                    steps, inversion, place, errors == "raise", meter,
+                )  # one argument, and no large one: what Dask scatters dies with its worker
+            )
+            for i, (_, clip, changes) in enumerate(clips)
+        )  # fmt: skip
+        pool = Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")
+        for i, found in pool(jobs):
+            results[i] = found
+            bar.update(max(0, sum(map(len, results)) - bar.n))  # other processes' edits
+    edits = [
+        {"method": method, "clip": name, "prompt": change.prompt, "change": change.kind} | result
+        for (name, _, changes), found in zip(clips, results, strict=True)
+        for (change, method), result in zip(itertools.product(changes, methods), found, strict=True)
+    ]
+    _tell(edits)
+    return pandas.DataFrame(_rows(edits, [*names, *own]), columns=COLUMNS)
+
+
+def summary(
+    table: "pandas.DataFrame", by: str | Sequence[str] = "method", **settings
+) -> ScoreTable:
+    """Means of a table of :func:`evaluate` with bootstrap intervals, a row for each method.
+
+    by: columns to tell apart, such as ["method", "change"]. A clip's prompts are averaged first:
+    clips are independent of each other, edits of one clip are not. settings: of
+    :func:`tfkit.scores.over_clips`. Warns where rows rest on different edits, because some failed.
+    Raises ValueError for columns that are not there, for a table without values, and where a metric
+    was measured in different ways, as along exact and estimated flow: choose the rows to compare.
+    """
+    by = [by] if isinstance(by, str) else list(by)
+    missing = {*COLUMNS, *by} - set(table.columns)
+    if missing or not by:
+        raise ValueError(
+            f"by={by!r}: expected columns of a table of tfkit.evaluate; "
+            f"missing: {', '.join(sorted(missing)) or 'any'}"
+        )
+    failed = table[table.error != ""]
+    if len(failed):
+        counts = failed.drop_duplicates(["method", "clip", "prompt"])["method"].value_counts()
+        shown = ", ".join(f"{count} of {name!r}" for name, count in counts.items())
+        warnings.warn(
+            f"edits that failed are left out of the means: {shown}; rows may rest on different "
+            "clips",
+            stacklevel=2,
+        )
+    rows = {}
+    for names, part in table[table.error == ""].groupby(by, sort=False):
+        of_clips = [
+            {metric: _mean(metric, found) for metric, found in clip.groupby("metric", sort=False)}
+            for _, clip in part.groupby("clip", sort=False)
+        ]
+        rows[", ".join(map(str, names))] = over_clips(of_clips, **settings)
+    if not rows:
+        raise ValueError("the table has no values; expected a row of one edit that succeeded")
+    return ScoreTable(rows)
+
+
+_ERRORS = ("warn", "raise")
+_EDIT = set(inspect.signature(edit).parameters) - {"model", "source", "prompt", "progress"}
+_INVERSION = {"fixed_point", "control", "batch"} & set(inspect.signature(invert).parameters)
+
+
+def _check_names(what: str, given: Iterable[str], known: set[str]) -> None:
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise ValueError(
+            f"{what}: unknown setting {', '.join(map(repr, unknown))}; "
+            f"expected some of {', '.join(sorted(known))}"
+        )
+
+
+def _some(what: str, given, name: str) -> dict:
+    if not isinstance(given, Mapping) or not given:
+        raise ValueError(f"{what}={given!r}: expected a mapping {{{name}: ...}} of one or more")
+    return {str(key): value for key, value in given.items()}
+
+
+def _settings(name: str, how) -> dict[str, Any] | Callable:
+    """What :func:`tfkit.edit` is given, or a function in its place."""
+    if isinstance(how, Mapping):
+        _check_names(f"method {name!r}", how, _EDIT)
+        return dict(how)
+    if isinstance(how, type) or not (isinstance(how, Method | Propagation) or callable(how)):
+        raise ValueError(
+            f"method {name!r} is {how!r}; expected settings of tfkit.edit in a mapping, "
+            "tfkit.TokenFlow(...) or another propagation or method, or a function "
+            "(model, source, prompt) -> frames"
+        )
+    if isinstance(how, Propagation):
+        return {"propagation": how}
+    return {"method": how} if isinstance(how, Method) else how
+
+
+def _metrics(metrics) -> tuple[tuple[str, ...], dict[str, Callable]]:
+    """The names of tfkit's own metrics, in their order, and the user's functions by name."""
+    if metrics is None:
+        return tuple(METRICS), {}
+    metrics = [metrics] if isinstance(metrics, str) or callable(metrics) else list(metrics)
+    own = {getattr(m, "__name__", type(m).__name__): m for m in metrics if callable(m)}
+    names = [metric for metric in metrics if not callable(metric)]
+    unknown = [name for name in names if name not in METRICS]
+    if unknown or not metrics:
+        raise ValueError(
+            f"metrics: {unknown or metrics!r}; expected functions, or names among "
+            f"{', '.join(METRICS)}"
+        )
+    if len(own) < len(metrics) - len(names) or set(own) & set(METRICS):
+        raise ValueError(
+            f"metrics: functions called {', '.join(own)}; expected names that differ from each "
+            "other and from tfkit's own"
+        )
+    return tuple(name for name in METRICS if name in names), own
+
+
+def _clips(clips) -> list[tuple[str, Task | Clip, tuple[Change, ...]]]:
+    """(name, clip, what is asked of it), each name once."""
+    pairs = clips.items() if isinstance(clips, Mapping) else None
+    if pairs is None:
+        pairs = ((None, one) for one in ([clips] if isinstance(clips, Task) else clips))
+    out: dict[str, tuple] = {}
+    for i, (name, one) in enumerate(pairs):
+        if isinstance(one, Task):
+            clip, changes = one, one.changes
+        else:
+            clip, changes = _pair(i, one)
+        name = name or clip.caption or f"clip {i + 1}"
+        same = sum(other == name or other.startswith(f"{name} (") for other in out)
+        out[f"{name} ({same + 1})" if same else name] = clip, changes
+    if not out:
+        raise ValueError("clips is empty; expected tfkit.menagerie.benchmark() or (Clip, prompts)")
+    return [(name, *rest) for name, rest in out.items()]
+
+
+def _pair(i: int, given) -> tuple[Clip, tuple[Change, ...]]:
+    if not isinstance(given, tuple | list) or len(given) != 2 or not isinstance(given[0], Clip):
+        raise ValueError(
+            f"clips: number {i + 1} is a {type(given).__name__}; expected a task of "
+            "tfkit.menagerie.benchmark() or a pair (Clip, prompt or prompts)"
+        )
+    clip, prompts = given
+    prompts = [prompts] if isinstance(prompts, str | Change) else list(prompts)
+    if not prompts or not all(isinstance(one, str | Change) for one in prompts) or len(clip) < 2:
+        raise ValueError(
+            f"clips: number {i + 1} has {len(clip)} frames and the prompts {prompts!r}; expected "
+            "two frames and one text, or more"
+        )
+    return clip, tuple(p if isinstance(p, Change) else Change(p, "", "", "") for p in prompts)
+
+
+def _tell(edits: list[dict]) -> None:
+    """Warns of the edits that failed. Raises RuntimeError where all did."""
+    failed = [one for one in edits if one["error"]]
+    if not failed:
+        return
+    lines = [f"{e['method']!r}, {e['clip']!r} to {e['prompt']!r}: {e['error']}" for e in failed]
+    if len(failed) == len(edits):
+        raise RuntimeError(
+            f"not one of {len(edits)} edits succeeded. {lines[0]}\n{failed[0]['trace']}"
+        )
+    more = f"\n  and {len(lines) - 8} more" if len(lines) > 8 else ""
+    warnings.warn(
+        f"{len(failed)} of {len(edits)} edits failed; they have no values, the column 'error' says "
+        "why, and another call with the same folder tries them again:\n  "
+        + "\n  ".join(lines[:8]) + more,
+        stacklevel=3,
+    )  # fmt: skip
+
+
+def _rows(edits: list[dict], asked: list[str]) -> list[dict]:
+    nothing = {"value": math.nan, "measured_with": "", "seconds": math.nan}
+    taken = [name for name in asked if any(name in one["scores"] for one in edits)]
+    return [
+        one | {"metric": name} | one["scores"].get(name, nothing)
+        for one in edits
+        for name in taken
+        if one["error"] or name in one["scores"]
+    ]
+
+
+def _mean(metric: str, rows: "pandas.DataFrame") -> Score:
+    """One clip's score, of all its prompts."""
+    ways = list(dict.fromkeys(rows["measured_with"]))
+    if len(ways) > 1:
+        raise ValueError(
+            f"{metric} was measured with {ways[0]!r} and {ways[1]!r}; expected one way"
+        )
+    what, _, how = ways[0].partition(": ")  # what Score.measured_with joins again
+    return Score(metric, float(rows["value"].mean()), {what: how} if ways[0] else {})

@@ -1,0 +1,275 @@
+"""One clip's share of an evaluation, wherever it runs: invert once, edit, measure, keep.
+
+Memory: one model in each process (the last one used stays), the clip with its trajectory, one edit.
+"""
+
+import functools
+import itertools
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tfkit import hooks
+from tfkit.checks import check_frames
+from tfkit.clip import CLIP, load_clip
+from tfkit.diffusion import LatentDiffusion
+from tfkit.editing import edit
+from tfkit.inversion import invert
+from tfkit.loading import MENAGERIE, load
+from tfkit.menagerie.tasks import Change, Task
+from tfkit.records import describe, key_of, read_record, write_record
+from tfkit.scores import Score
+from tfkit.scoring import TokenReader, score
+from tfkit.trajectory import Trajectory
+from tfkit.video import Clip
+
+BY_TOKENS = ("structure_distance", "token_consistency", "motion_fidelity")
+TIMESTEP = 261  # where DIFT reads Stable Diffusion's features (Tang et al., NeurIPS 2023)
+FIELDS = ("seconds", "level", "own", "scores")  # of a record, beside what it is of
+_TURN = threading.RLock()  # an edit changes its model's modules for a while: threads take turns
+_LOADED: dict[str, tuple[str, Any]] = {}
+
+
+class Meter:
+    """A progress bar that counts edits in its own process, and is silent in any other."""
+
+    def __init__(self, bar=None):
+        self.bar = bar
+
+    def __reduce__(self):
+        return Meter, ()
+
+    def tick(self) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+
+class Portable:
+    """A model that is itself in its own process, and in any other is read there, once.
+
+    A model given as an object travels as its name; the weights found under it must be the same.
+    """
+
+    def __init__(self, given: LatentDiffusion | str | Path | Callable[[], LatentDiffusion]):
+        if not isinstance(given, LatentDiffusion | str | Path) and not callable(given):
+            raise ValueError(
+                f"model={given!r}: expected a model, a name or folder that tfkit.load takes, or a "
+                "function that loads one"
+            )
+        if isinstance(given, str | Path) and str(given) != MENAGERIE and Path(given).is_dir():
+            given = str(Path(given).absolute())  # another process may work elsewhere
+        self.given, self.expected = given, None
+
+    def __getstate__(self) -> dict:
+        if not isinstance(self.given, LatentDiffusion):
+            return {"given": self.given, "expected": None}
+        model = self.given
+        return {"given": model.name, "expected": (model.fingerprint(), model.dtype)}
+
+    def model(self) -> LatentDiffusion:
+        """Raises ValueError where the weights are not those of the object given."""
+        if isinstance(self.given, LatentDiffusion):
+            return self.given
+        if callable(self.given):
+            return _once("model", self.given)
+        if self.expected is None:
+            return _once("model", load, self.given)
+        fingerprint, dtype = self.expected
+        try:
+            model = _once("model", _load_as, self.given, dtype)
+            same = model.fingerprint() == fingerprint
+        except (FileNotFoundError, ValueError):
+            same = False
+        if not same:
+            raise ValueError(
+                f"the model given is called {self.given!r}, and what tfkit.load finds under that "
+                "name in another process is not the same; give a function that loads it: "
+                "model=lambda: ..."
+            )
+        return model
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A clip and what is to be done with it; its fields as in :func:`tfkit.evaluate`."""
+
+    number: int
+    clip: Task | Clip
+    changes: tuple[Change, ...]
+    methods: Mapping[str, Mapping | Callable]
+    metrics: tuple[str, ...]
+    own: Mapping[str, Callable]
+    model: Portable
+    judge: str
+    flow: str | None
+    tokens: tuple[str, int] | Callable | None
+    steps: int
+    inversion: Mapping[str, Any]
+    folder: Path | None
+    stop: bool  # at the first error
+    meter: Meter
+
+    @property
+    def level(self) -> int:
+        """How much tfkit itself measures: 0 nothing, 1 what needs no tokens, 2 all."""
+        return 2 if set(self.metrics) & set(BY_TOKENS) else 1 if self.metrics else 0
+
+
+def run(job: Job) -> tuple[int, list[dict]]:
+    """The job's number and a result for each prompt by each method, in this order.
+
+    A result has scores {metric: value, measured_with}, the edit's seconds, and an error or "".
+    """
+    model, (judge, weights) = job.model.model(), _once("judge", _judge, job.judge)
+    with _TURN:
+        bench = Bench(job, model, judge, weights)
+        found = []
+        for change, how in itertools.product(job.changes, job.methods.values()):
+            found.append(bench.result(change.prompt, how))
+            job.meter.tick()
+    return job.number, found
+
+
+def _kept(make: Callable) -> Callable:
+    """A method that is called once at the most: what it returned, or raised, stays."""
+
+    @functools.wraps(make)
+    def kept(self):
+        if make not in self.made:
+            try:
+                self.made[make] = make(self), None
+            except Exception as error:
+                self.made[make] = None, error
+        value, error = self.made[make]
+        if error is not None:
+            raise error
+        return value
+
+    return kept
+
+
+class Bench:
+    """A job at work: its clip and trajectory, made when they are first needed."""
+
+    def __init__(self, job: Job, model: LatentDiffusion, judge: CLIP, weights: str):
+        self.job, self.model, self.judge, self.weights = job, model, judge, weights
+        self.made: dict[Callable, tuple] = {}
+
+    def result(self, prompt: str, how: Mapping | Callable) -> dict:
+        try:
+            record = self._record(prompt, how)
+        except Exception as error:
+            if self.job.stop:
+                raise
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            return {"error": text, "trace": traceback.format_exc(), "scores": {}}
+        return {"error": "", "scores": record["scores"], "seconds": record["seconds"]}
+
+    def _record(self, prompt: str, how: Mapping | Callable) -> dict:
+        """From the folder, where it has all that is asked for; else made, and kept there."""
+        job = self.job
+        if job.folder is None:
+            return self._make(prompt, how, {}, {"level": -1, "scores": {}})
+        of = describe(self._origin() | {"prompt": prompt, "edit": _without_batch(how)})
+        key = key_of(of)
+        own = {name: key_of(metric) for name, metric in job.own.items()}
+        old = read_record(job.folder, key, FIELDS) or {"level": -1, "own": {}, "scores": {}}
+        if old["level"] >= job.level and old["own"].items() >= own.items():
+            return old
+        record = {"of": of} | self._make(prompt, how, old["own"] | own, old)
+        write_record(job.folder, key, record)
+        return record
+
+    def _make(self, prompt: str, how: Mapping | Callable, own: dict[str, str], old: dict) -> dict:
+        """Edits and measures; what was measured of the same edit before stays."""
+        job, model, clip, source = self.job, self.model, self._clip(), self._trajectory()
+        start = time.perf_counter()
+        if isinstance(how, Mapping):
+            made = edit(model, source, prompt, progress=False, **how)
+        else:
+            made = how(model, source, prompt)
+        seconds = time.perf_counter() - start
+        frames = check_frames(getattr(made, "frames", made)).to(clip.frames.device)
+        if len(frames) != len(clip):
+            raise ValueError(f"{len(frames)} frames came back; expected {len(clip)}, the clip's")
+        scores, level = dict(old["scores"]), max(job.level, old["level"])
+        if level > 0:
+            tokens = self._tokens() if level > 1 else None
+            found = score(frames, clip, prompt, clip=self.judge, flow=job.flow, tokens=tokens)
+            scores |= {name: _plain(value) for name, value in found.items()}
+        for name, metric in job.own.items():
+            scores[name] = _plain(metric(frames, clip, prompt))
+        return {"seconds": seconds, "level": level, "own": own, "scores": scores}
+
+    @_kept
+    def _origin(self) -> dict:
+        """All that determines the edits of this clip and their scores, but prompt and method."""
+        from tfkit import __version__  # which stands below this module
+
+        job, model = self.job, self.model
+        return {
+            "tfkit": __version__, "model": [model.name, model.fingerprint(), str(model.dtype)],
+            "judge": [job.judge, self.weights], "flow": job.flow, "tokens": job.tokens,
+            "steps": job.steps, "inversion": _without_batch(job.inversion),
+            "clip": [self._clip().caption, key_of(self._clip())],
+        }  # fmt: skip
+
+    @_kept
+    def _clip(self) -> Clip:
+        clip = self.job.clip
+        return clip.film() if isinstance(clip, Task) else clip
+
+    @_kept
+    def _trajectory(self) -> Trajectory:
+        job, clip = self.job, self._clip()
+        return invert(
+            self.model, clip, clip.caption, steps=job.steps, progress=False, **job.inversion
+        )
+
+    def _tokens(self) -> Callable[[Tensor], Tensor]:
+        """Reads frames' tokens as asked, by default in the middle of the decoder."""
+        given = self.job.tokens
+        if callable(given):
+            return given
+        if given is None:
+            layers = [n for n in hooks.self_attention(self.model.unet) if n.startswith("up_blocks")]
+            given = layers[len(layers) // 2], TIMESTEP
+        return TokenReader(self.model, *given)
+
+
+def _without_batch(settings: Mapping | Callable) -> Mapping | Callable:
+    """Settings but for the batch: it changes speed and memory, not the result."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {name: value for name, value in settings.items() if name != "batch"}
+
+
+def _plain(value: Score | float | int | Tensor) -> dict:
+    how = value.measured_with if isinstance(value, Score) else ""
+    return {"value": float(value), "measured_with": how}
+
+
+def _once(kind: str, read: Callable, *given):
+    """What ``read`` returns, read once in each process; of each kind the last one stays."""
+    key = key_of([read, given])
+    with _TURN:
+        if _LOADED.get(kind, ("",))[0] != key:
+            _LOADED.pop(kind, None)  # before the next needs its place
+            _LOADED[kind] = key, read(*given)
+        return _LOADED[kind][1]
+
+
+def _judge(name: str) -> tuple[CLIP, str]:
+    judge = load_clip(name)
+    return judge, key_of(judge.model)
+
+
+def _load_as(name: str, dtype: torch.dtype) -> LatentDiffusion:
+    return load(name, dtype=dtype)

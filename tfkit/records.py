@@ -1,0 +1,151 @@
+"""Results on disk, each under a key of all that determines it: what a resumed run finds again.
+
+A record is a small JSON file that appears whole or not at all. Its name is a digest of its key, so
+whatever was made with other settings has another name and is never taken for it.
+"""
+
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tfkit.codec import replacing
+from tfkit.trajectory import digest
+
+_STALE = 60  # seconds after which an unfinished file is nobody's any more
+_PLUMBING = ("__module__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__slots__")
+
+
+def key_of(parts) -> str:
+    """The digest of what :func:`describe` says of ``parts``; the same in every process."""
+    return hashlib.sha256(json.dumps(describe(parts), sort_keys=True).encode()).hexdigest()[:20]
+
+
+def describe(value, inside: tuple[int, ...] = ()):
+    """What a setting is, in words of JSON: equal where it does the same, whatever its address.
+
+    Of tensors and weights a digest; of objects the class and what they hold; of functions and
+    classes of the user's own the code, defaults and closure (but not what they call), so that a
+    changed one is another one. tfkit's own are told by name: its version stands for their code.
+    Raises ValueError for what has nothing to be known by, such as an open file.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if id(value) in inside:  # a function that calls itself, say
+        return "itself"
+    known = functools.partial(describe, inside=(*inside, id(value)))
+    if isinstance(value, Tensor | np.ndarray):
+        tensor = torch.as_tensor(value)
+        return {"shape": list(tensor.shape), "dtype": str(tensor.dtype), "digest": digest(tensor)}
+    if isinstance(value, nn.Module):
+        return {"module": _name(type(value)), "weights": known(value.state_dict())}
+    if isinstance(value, type):
+        return _of_class(value)
+    if callable(getattr(value, "fingerprint", None)):
+        return {"class": _name(type(value)), "fingerprint": value.fingerprint()}
+    if isinstance(value, Mapping):
+        return {str(name): known(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [known(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(json.dumps(known(item), sort_keys=True) for item in value)
+    if isinstance(value, functools.partial):
+        return {"partial": known(value.func), "with": [known(value.args), known(value.keywords)]}
+    if isinstance(value, MethodType):
+        return [known(value.__func__), known(value.__self__)]
+    if isinstance(value, FunctionType):
+        return _of_function(value, known)
+    if not hasattr(value, "__dict__"):  # a Path, a dtype, a number of numpy's, a built-in function
+        if " at 0x" in repr(value):
+            raise ValueError(
+                f"{value!r} is a setting, and nothing tells whether it is the same next time; "
+                "expected numbers, text, tensors, modules, functions or objects made of these"
+            )
+        return f"{_name(type(value))} {value!r}"
+    return {"class": _of_class(type(value)), "holds": known(vars(value))}
+
+
+def read_record(folder: Path, key: str, fields: Iterable[str] = ()) -> dict | None:
+    """The record of a key; None where there is none, or none with these fields can be read."""
+    try:
+        record = json.loads((folder / f"{key}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.keys() >= {*fields} else None
+
+
+def write_record(folder: Path, key: str, record: Mapping) -> None:
+    """Keeps a record, in place of the one there was."""
+    with replacing(folder / f"{key}.json") as path:
+        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def open_folder(path: str | Path) -> Path:
+    """The folder of records, made where it is new and swept of what a killed run left half-written.
+
+    Raises ValueError where it is a file.
+    """
+    folder = Path(path).expanduser().absolute()  # another process may work elsewhere
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{str(path)!r} is a file; expected a folder for the results")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob(".new-*.json"):
+        if time.time() - file.stat().st_mtime > _STALE:
+            file.unlink(missing_ok=True)
+    return folder
+
+
+def _name(kind) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _ours(kind) -> bool:
+    return (kind.__module__ or "").split(".")[0] in ("tfkit", "builtins")
+
+
+def _of_function(function: FunctionType, known):
+    if _ours(function):
+        return _name(function)
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    return {
+        "function": function.__qualname__,
+        "code": _code(function.__code__),
+        "defaults": known([function.__defaults__, function.__kwdefaults__]),
+        "closure": known(cells),
+    }
+
+
+def _of_class(kind: type):
+    """Its name and, of a user's own, the code of its methods, inherited ones too."""
+    if _ours(kind):
+        return _name(kind)
+    code = {}
+    for owner in filter(lambda owner: not _ours(owner), reversed(kind.__mro__)):
+        for name, member in vars(owner).items():
+            member = getattr(member, "fget", None) or getattr(member, "__func__", member)
+            if isinstance(member, FunctionType):
+                code[name] = _code(member.__code__)
+            elif name not in _PLUMBING and isinstance(member, bool | int | float | str):
+                code[name] = member
+    return {"name": kind.__qualname__, "code": code}
+
+
+def _code(code: CodeType) -> str:
+    """A digest of what a function does: where it stands in its file makes no difference."""
+
+    def constant(value) -> str:
+        if isinstance(value, CodeType):
+            return _code(value)
+        if isinstance(value, frozenset):
+            return repr(sorted(map(repr, value)))
+        return repr(value)
+
+    parts = [code.co_code.hex(), *code.co_names, *map(constant, code.co_consts)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
