@@ -218,9 +218,9 @@ def test_pck_per_image_weighs_every_image_alike():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(reach=1, per="frame"), "per='frame'; expected 'point' or 'image'"),
-        (dict(reach=[1, 2, 3]), "2 images of found points, 2 of true ones and 3 thresholds"),
-        (dict(reach=[]), "and 0 thresholds; expected as many"),
+        ({"reach": 1, "per": "frame"}, "per='frame'; expected 'point' or 'image'"),
+        ({"reach": [1, 2, 3]}, "2 images of found points, 2 of true ones and 3 thresholds"),
+        ({"reach": []}, "and 0 thresholds; expected as many"),
     ],
 )
 def test_pck_of_images_says_what_does_not_match(settings, message):
