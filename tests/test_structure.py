@@ -11,13 +11,18 @@ import tfkit
 HOUSE = Path(tfkit.__file__).parent
 ORDER = [
     "codec", "video", "menagerie.vocabulary", "menagerie.anatomy", "menagerie.species",
-    "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world", "menagerie",
+    "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world",
+    "menagerie.tasks", "menagerie",
     "checks", "hooks", "prompts", "diffusion", "loading", "trajectory", "methods", "conditions",
     "control", "adapters", "inversion", "tokens", "correspondence",
     "tracks", "pca", "keyframes", "attention", "swapping", "propagation", "session",
-    "editing", "metrics", "raft", "fidelity", "matches", "clip", "dino", "intervals", "scores",
-    "scoring", "overlays", "plots", "charts", "demo", "bench", "widgets.composer",
-    "widgets.compact", "widgets.page", "widgets.explorer", "widgets.flipbook", "widgets",
+    "editing", "metrics", "raft", "fidelity", "matches", "clip", "dino", "intervals",
+    "choices", "preferences", "scores",
+    "scoring", "records", "jobs", "evaluation", "overlays", "plots", "charts", "demo", "bench",
+    "widgets.composer", "widgets.compact", "widgets.page",
+    "widgets.films", "widgets.compare", "widgets.study",
+    "widgets.explorer", "widgets.kernel", "widgets.stops",
+    "widgets.stepper", "widgets.components", "widgets.flipbook", "widgets",
     "__main__",
 ]  # fmt: skip
 STAGES = ("data", "loop", "clip", "vae", "unet", "controlnet", "evaluation", "card")

@@ -1,0 +1,377 @@
+"""The blind forced choice without a browser: its plan, its file and its faults, its result."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from clips import bare, moving
+from PIL import Image
+
+import tfkit
+from tfkit import choices
+from tfkit.choices import Answer, Question, plan
+from tfkit.preferences import fleiss, summarize
+from tfkit.widgets.study import PreferenceStudy
+
+OURS, THEIRS = "TokenFlow", "per frame"
+
+
+def shades(n=4, f=2, side=40):
+    """Pairs of grey films, each of its own shade, so that one sees which is which."""
+
+    def grey(value):
+        return torch.full((f, 3, side, side), value / 255)
+
+    return [
+        (grey(10 * i), {OURS: grey(10 * i + 1), THEIRS: grey(10 * i + 2)}, f"a cat, {i}")
+        for i in range(1, n + 1)
+    ]
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "answers.jsonl"
+
+
+def study_of(file, **options):
+    return PreferenceStudy(shades(), file=file, **options)
+
+
+def sides(study):
+    """What the trial that is shown has left and right, by the file's next line."""
+    before = len(study.answers)
+    study.answer("left")
+    return study.answers[before]
+
+
+# --- The plan ---
+
+QUESTIONS = [Question("", (OURS, THEIRS), str(i)) for i in range(20)]
+
+
+def test_every_question_once_in_another_order_and_sides_even():
+    trials = plan(QUESTIONS, seed=0, rater="Ana")
+    assert sorted(t.question for t in trials) == list(range(20))
+    assert [t.question for t in trials] != list(range(20))
+    assert sum(t.left == OURS for t in trials) == 10
+    assert all({t.left, t.right} == {OURS, THEIRS} for t in trials)
+    assert trials == plan(QUESTIONS, seed=0, rater="Ana")
+    assert trials != plan(QUESTIONS, seed=1, rater="Ana")
+    assert trials != plan(QUESTIONS, seed=0, rater="Bo")
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("repeats", [1, 3, 4])
+def test_repeats_come_at_the_end_with_sides_swapped(seed, repeats):
+    trials = plan(QUESTIONS[:4], seed=seed, repeats=repeats)
+    first, again = trials[:4], trials[4:]
+    assert len(again) == repeats and all(t.repeat for t in again)
+    by_question = {t.question: t for t in first}
+    assert all(t.left == by_question[t.question].right for t in again)
+    assert again[0].question != first[-1].question
+    with pytest.raises(ValueError, match="repeats=5: expected 0 to 4"):
+        plan(QUESTIONS[:4], repeats=5)
+
+
+# --- The study ---
+
+
+def test_answers_are_in_the_file_as_they_come(file):
+    study = study_of(file)
+    assert (study.trial, study.total) == (0, 4)
+    study.answer("left", 1.5)
+    lines = file.read_text().splitlines()
+    assert len(lines) == 2 and json.loads(lines[0])["question"] == study.question
+    record = json.loads(lines[1])
+    assert record["choice"] == "left" and record["seconds"] == 1.5 and record["rater"] == "rater 1"
+    assert {record["left"], record["right"]} == {OURS, THEIRS}
+    assert record["time"].endswith("+00:00")
+    for choice in ("right", "right", "left"):
+        study.answer(choice)
+    assert study.trial == 4 and study._data == {} and len(file.read_text().splitlines()) == 5
+    with pytest.raises(ValueError, match="all 4 questions are answered"):
+        study.answer("left")
+
+
+def test_what_is_shown_is_what_is_recorded(file):
+    study = study_of(file)
+    for _ in range(4):
+        levels = [
+            int(frame[0][0][0]) for frame in map(_first_pixels, study._data["films"])
+        ]  # source, left, right
+        answer = sides(study)
+        base = 10 * (answer.question + 1)
+        of = {OURS: base + 1, THEIRS: base + 2}
+        assert levels == [base, of[answer.left], of[answer.right]]
+
+
+def _first_pixels(film):
+    return np.asarray(Image.open(io.BytesIO(film[0])).convert("RGB"))
+
+
+def test_nothing_that_reaches_the_page_names_a_method(file):
+    study = study_of(file.with_name("tokenflow_vs.jsonl"))
+    for _ in range(5):
+        bundle = study._repr_mimebundle_()
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        told = repr(study) + repr(study.get_state()) + repr(data)
+        assert OURS not in told and THEIRS not in told and "tokenflow_vs" not in told
+        if study.trial < study.total:
+            study.answer("left")
+
+
+def test_the_page_cannot_move_it_and_a_double_click_counts_once(file):
+    study = study_of(file)
+    study._heard(study, {"trial": 0, "choice": "right", "seconds": 2.0, "sent": 1}, [])
+    study._heard(study, {"trial": 0, "choice": "right", "seconds": 2.0, "sent": 2}, [])
+    assert study.trial == 1 and len(study.answers) == 1
+    with pytest.raises(Exception, match="read-only"):
+        study.trial = 3
+    with pytest.raises(ValueError, match="choice='both': expected 'left' or 'right'"):
+        study.answer("both")
+    assert study.trial == 1
+
+
+def test_the_public_name_is_there_without_importing_widgets():
+    code = "import sys, tfkit; assert 'anywidget' not in sys.modules; tfkit.PreferenceStudy"
+    code += "; sys.modules['tfkit.widgets'] = None"
+    code += "\ntry: tfkit.PreferenceStudy\nexcept ImportError as e: print(e)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "needs" in ran.stdout and "tfkit[notebooks]" in ran.stdout
+    assert tfkit.PreferenceStudy is PreferenceStudy
+    with pytest.raises(AttributeError, match="no attribute 'PreferenceStudies'"):
+        _ = tfkit.PreferenceStudies
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([], "no pairs; expected at least one"),
+        ([moving(f=2)], r"pair 0 is a Tensor; expected \(source"),
+        ([(moving(f=2), {OURS: moving(f=2)})], "pair 0 is"),
+        ([{"source": moving(f=2), "clips": {}}], r"pair 0 is a dict of \['source', 'clips'\]"),
+        ([(moving(f=2), {OURS: moving(f=2), THEIRS: moving(f=3)})], "'per frame of pair 0' has 3"),
+        ([(moving(f=2), {OURS: moving(f=2), THEIRS: 2 * moving(f=2)})], "range from"),
+    ],
+)
+def test_pairs_that_do_not_fit_are_refused_and_no_file_is_made(file, unchecked, pairs, message):
+    with pytest.raises(ValueError, match=message):
+        bare(PreferenceStudy)(pairs, file=file)
+    assert not file.exists()
+
+
+def test_mappings_and_three_methods(file):
+    a = moving(f=2)
+    edits = {"a": a, "b": 1 - a, "c": a / 2}
+    study = PreferenceStudy([{"source": a, "edits": edits}], file=file)
+    assert study.total == 3 and study.prompt == ""
+    assert {q.methods for q in study._questions} == {("a", "b"), ("a", "c"), ("b", "c")}
+
+
+# --- The file's faults ---
+
+
+def test_made_anew_it_goes_on_where_it_stopped(file):
+    study = study_of(file)
+    study.answer("left")
+    study.answer("right")
+    next_up = study._left[0]
+    again = study_of(file)
+    assert (again.trial, again.total, again._left[0]) == (2, 4, next_up)
+    assert again.answers == study.answers
+    assert study_of(file, rater="Bo").trial == 0  # another rater, one file
+    again.answer("left")
+    again.answer("left")
+    assert study_of(file).trial == 4
+
+
+def test_its_own_name_follows_its_contents(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, two = PreferenceStudy(shades(1)), PreferenceStudy(shades(2))
+    assert one.file != two.file and one.file.exists()
+    one.answer("left")
+    assert PreferenceStudy(shades(1)).trial == 1
+
+
+@pytest.mark.parametrize("torn", [1, 5, 40, -2])
+def test_a_torn_last_line_costs_that_answer_alone(file, torn):
+    study = study_of(file)
+    for _ in range(2):
+        study.answer("left")
+    whole = file.read_bytes()
+    second = whole.rstrip(b"\n").rfind(b"\n") + 1
+    file.write_bytes(whole[: second + torn] if torn > 0 else whole[:torn])
+    with pytest.warns(UserWarning, match="line 3 is no whole answer"):
+        again = study_of(file)
+    assert again.answers == study.answers[:1] and again.trial == 1
+    again.answer("right")
+    with pytest.warns(UserWarning, match="line 3"):
+        third = study_of(file)
+    assert [a.choice for a in third.answers] == ["left", "right"]
+
+
+def test_a_whole_line_without_its_end_is_an_answer(file):
+    study = study_of(file)
+    study.answer("left")
+    file.write_bytes(file.read_bytes()[:-1])
+    again = study_of(file)
+    assert again.trial == 1
+    again.answer("right")
+    assert study_of(file).trial == 2
+
+
+@pytest.mark.parametrize("kept", [0, 1, 30, -1])
+def test_a_file_torn_in_its_first_line_is_begun_anew(file, kept):
+    study_of(file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:kept])
+    study = study_of(file)
+    assert file.read_bytes() == whole
+    study.answer("left")
+    assert study_of(file).trial == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: (p, {"question": "Which?"}), "it asks 'Which video.*, this study 'Which\\?'"),
+        (lambda p: (p[:2], {}), "it has 4 pairs, this study 2"),
+        (lambda p: ([(s, e, "x") for s, e, _ in p], {}), "pair 0 has other prompt: 'a cat, 1'"),
+        (lambda p: ([(s + 0.1, e, t) for s, e, t in p], {}), "pair 0 has other videos"),
+        (
+            lambda p: ([(s, dict(zip("ab", e.values(), strict=True)), t) for s, e, t in p], {}),
+            r"pair 0 has other methods: \['TokenFlow', 'per frame'\], here \['a', 'b'\]",
+        ),
+    ],
+)
+def test_another_studys_file_is_refused_and_stays(file, change, message):
+    study_of(file).answer("left")
+    before = file.read_bytes()
+    pairs, options = change(shades())
+    with pytest.raises(ValueError, match=rf"answers of another study: {message}.* file="):
+        PreferenceStudy(pairs, file=file, **options)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["hello\n", '{"a": 1}\n', "[1]\n", "\x00\x01", "\n"])
+def test_what_is_no_study_is_refused_and_stays(file, text):
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"does not begin as a file of answers"):
+        study_of(file)
+    assert file.read_text() == text
+    with pytest.raises(ValueError, match="is a folder"):
+        study_of(file.parent)
+
+
+def test_an_answer_that_cannot_be_written_changes_nothing_and_is_told(file):
+    study = study_of(file)
+    file.rename(file.with_suffix(".away"))
+    with pytest.raises(FileNotFoundError, match="is gone since the study began"):
+        study.answer("left")
+    assert study.trial == 0 and not study.answers and not file.exists()
+    study._heard(study, {"trial": 0, "choice": "left", "seconds": 1.0, "sent": 1}, [])
+    assert study.trial == 0 and study.problem and str(file.stem) not in study.problem
+    file.with_suffix(".away").rename(file)
+    study._heard(study, {"trial": 0, "choice": "left", "seconds": 1.0, "sent": 2}, [])
+    assert study.trial == 1 and study.problem == ""
+
+
+def test_a_killed_process_loses_no_answer(file, tmp_path):
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(tmp_path)!r})
+from tfkit.choices import Answer, Question, append, begin
+begin({str(file)!r}, "Which?", [Question("", ("a", "b"), "0"), Question("", ("a", "b"), "1")])
+for i in (0, 1):
+    append({str(file)!r}, Answer("now", "Ana", i, "a", "b", "left"))
+os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
+    questions = [Question("", ("a", "b"), str(i)) for i in range(2)]
+    assert [a.question for a in choices.begin(file, "Which?", questions)] == [0, 1]
+
+
+# --- The result ---
+
+
+def given(rater, question, preferred, repeat=False, seconds=2.0):
+    """An answer, with the first method on the left in even questions."""
+    left, right = (OURS, THEIRS) if question % 2 == repeat else (THEIRS, OURS)
+    choice = "left" if left == preferred else "right"
+    return Answer("now", rater, question, left, right, choice, seconds, repeat)
+
+
+def test_shares_and_their_intervals():
+    answers = [given("Ana", i, OURS if i < 16 else THEIRS) for i in range(20)]
+    wilson = summarize(answers, QUESTIONS).rows[0]
+    exact = summarize(answers, QUESTIONS, interval="exact").rows[0]
+    drawn = summarize(answers, QUESTIONS, interval="bootstrap").rows[0]
+    assert (wilson.first, wilson.second, wilson.wins, wilson.answers) == (OURS, THEIRS, 16, 20)
+    # by hand: (p + z^2/2n ± z sqrt(p q / n + z^2 / 4n^2)) / (1 + z^2 / n)
+    assert (wilson.low, wilson.high) == pytest.approx((0.5840, 0.9193), abs=1e-4)
+    assert (exact.low, exact.high) == pytest.approx((0.5634, 0.9427), abs=1e-4)
+    assert drawn.share == 0.8 and 0.5 <= drawn.low < 0.7 and 0.9 <= drawn.high < 1
+    assert wilson.p == pytest.approx(0.0118, abs=1e-4)
+    assert wilson.agreement is None and wilson.kappa is None
+
+
+def test_agreement_of_raters():
+    # of four pairs, two raters agree on three; p = 5/8: kappa = 1 - (1/4) / (2 * 5/8 * 3/8)
+    assert fleiss([(2, 0), (2, 0), (0, 2), (1, 1)]) == pytest.approx((0.75, 7 / 15))
+    assert fleiss([(3, 0), (0, 3)]) == (1, 1)
+    assert fleiss([(1, 1), (1, 1)]) == (0, -1)
+    assert fleiss([(2, 0), (3, 0)]) == (1, None)
+    assert fleiss([(1, 0), (0, 1)]) == (None, None)
+    # unequal numbers, and the last says nothing: (3 + 1 + 2) of 8 agree; 1 - (2/3) / (5 * 1/4)
+    assert fleiss([(3, 0), (1, 2), (0, 2), (1, 0)]) == pytest.approx((0.75, 7 / 15))
+    answers = [given(r, i, OURS) for r in ("Ana", "Bo") for i in range(3)]
+    answers += [given("Ana", 3, THEIRS), given("Bo", 3, OURS)]
+    row = summarize(answers, QUESTIONS).rows[0]
+    assert (row.raters, row.pairs, row.agreement) == (2, 4, 0.75)
+
+
+def test_repeats_tell_of_raters_alone():
+    answers = [given("Ana", i, OURS) for i in range(4)]
+    answers += [given("Ana", 0, OURS, repeat=True), given("Ana", 1, THEIRS, repeat=True)]
+    result = summarize(answers, QUESTIONS, "Which?")
+    ana = result.raters["Ana"]
+    assert result.rows[0].answers == 4 and (ana.repeats, ana.consistent) == (2, 1)
+    assert ana.seconds == 2 and "1 of 2 repeats alike" in repr(result)
+
+
+def test_the_table_says_it_all(file):
+    for rater in ("Ana", "<Bo>"):
+        study = study_of(file, rater=rater)
+        for _ in range(4):
+            left = study._left[0].left
+            study.answer("left" if left == OURS else "right", 3.0)
+    result = study.result()
+    assert result.rows[0].wins == 8 and result.rows[0].raters == 2
+    text, page = repr(result), result._repr_html_()
+    head, row = text.splitlines()[:2]
+    assert head.split()[:3] == ["first", "second", "preferred"]
+    assert row.startswith(f"{OURS}  {THEIRS}") and "100 [68, 100]" in row and "1.00" in row
+    assert "95% interval (Wilson over answers)" in text and "median 3.0 s" in text
+    assert "<Bo>" not in page and "&lt;Bo&gt;" in page
+    assert result.tidy()[0]["share"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"interval": "normal"}, "interval='normal': expected"), ({"level": 2.0}, "level=2.0")],
+)
+def test_settings_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        summarize([given("Ana", 0, OURS)], QUESTIONS, **options)
+
+
+def test_a_result_of_nothing_is_refused(file):
+    with pytest.raises(ValueError, match="no answers yet"):
+        study_of(file).result()
+    with pytest.raises(ValueError, match="a bootstrap needs two"):
+        summarize([given("Ana", 0, OURS)], QUESTIONS, interval="bootstrap")

@@ -1,0 +1,202 @@
+"""A blind two-alternative forced choice: its plan, its answers on disk, and what they say.
+
+No pixels here: `widgets.study` shows the videos, and another front end could. Answers are lines of
+JSON, appended and flushed to the disk one by one, so that a crash loses none.
+"""
+
+import json
+import os
+import random
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FORMAT = "tfkit preferences 1"
+SIDES = ("left", "right")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What two videos are compared: the prompt, the methods' names, a digest of the pixels."""
+
+    prompt: str
+    methods: tuple[str, str]
+    videos: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One showing of a question: which method is on which side; a repeat checks the rater."""
+
+    question: int
+    left: str
+    right: str
+    repeat: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One line of the file. time: ISO 8601, UTC; seconds: from the first picture to the choice."""
+
+    time: str
+    rater: str
+    question: int
+    left: str
+    right: str
+    choice: str
+    seconds: float | int | None = None
+    repeat: bool = False
+
+    @property
+    def preferred(self) -> str:
+        """The name of the method that was chosen."""
+        return self.left if self.choice == "left" else self.right
+
+    @property
+    def key(self) -> tuple[str, int, bool]:
+        """A rater answers a question once, and its repeat once."""
+        return self.rater, self.question, self.repeat
+
+
+def plan(
+    questions: Sequence[Question], *, seed: int = 0, rater: str = "", repeats: int = 0
+) -> list[Trial]:
+    """The trials of one rater: shuffled, and each first method on the left half of the time.
+
+    ``repeats`` of the questions come a second time at the end with their sides swapped. Other
+    raters get another order, by their names. Raises ValueError for more repeats than questions.
+    """
+    if not 0 <= repeats <= len(questions):
+        raise ValueError(
+            f"repeats={repeats!r}: expected 0 to {len(questions)}, as many as there are questions"
+        )
+    rng = random.Random(f"{seed}/{rater}")  # a text's seed is the same in every process
+    order = rng.sample(range(len(questions)), len(questions))
+    swapped = [i % 2 == 1 for i in range(len(order))]
+    rng.shuffle(swapped)
+    trials = []
+    for i, swap in zip(order, swapped, strict=True):
+        trials.append(Trial(i, *questions[i].methods[:: -1 if swap else 1]))
+    again = rng.sample(trials[:-1] if repeats < len(trials) else trials, repeats)
+    if again[:1] == trials[-1:]:  # not twice in a row
+        again = again[1:] + again[:1]
+    return trials + [Trial(t.question, t.right, t.left, True) for t in again]
+
+
+# --- The file -----------------------------------------------------------------------------------
+
+
+def begin(path: str | os.PathLike, asked: str, questions: Sequence[Question]) -> list[Answer]:
+    """Begin a file of answers, or read the one that is there: its answers so far.
+
+    What a crash tore off is left out, with a warning; nothing that is there is ever changed. Raises
+    ValueError for a file that is no study's or another study's, naming what differs.
+    """
+    path = Path(path).expanduser()
+    mine = {"study": FORMAT, "question": asked, "pairs": [asdict(q) for q in questions]}
+    mine = json.loads(json.dumps(mine))  # tuples as the file gives them back
+    first = (json.dumps(mine, ensure_ascii=False) + "\n").encode()
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, first, os.O_CREAT)
+        _flush_folder(path.parent)
+        return []
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a folder; expected a file for the answers")
+    held = path.read_bytes()
+    if first.startswith(held):  # empty, or torn within its very first line
+        _write(path, first[len(held) :])
+        return []
+    lines = [(n, _parsed(line)) for n, line in enumerate(held.split(b"\n"), 1) if line.strip()]
+    _check_header(path, lines[0][1] if lines else None, mine)
+    answers: dict[tuple, Answer] = {}
+    for n, record in lines[1:]:
+        answer = _answer(record, questions)
+        if answer is None:
+            warnings.warn(
+                f"{str(path)!r}, line {n} is no whole answer (torn by a crash?): left out",
+                stacklevel=3,
+            )
+        else:
+            answers.setdefault(answer.key, answer)
+    return list(answers.values())
+
+
+def append(path: str | os.PathLike, answer: Answer) -> None:
+    """Append an answer; on the disk when this returns. OSError where it cannot be written."""
+    path = Path(path).expanduser()
+    line = json.dumps(asdict(answer), ensure_ascii=False) + "\n"
+    try:
+        _write(path, line.encode(), own_line=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{str(path)!r} is gone since the study began: this answer is not saved. Put the file "
+            "back, or make the study anew"
+        ) from error
+
+
+def _write(path: Path, data: bytes, flags: int = 0, *, own_line: bool = False) -> None:
+    """Append bytes, onto the disk; on a line of their own where the last one is torn."""
+    flags |= os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0)
+    with open(path, "ab+", opener=lambda name, _: os.open(name, flags, 0o644)) as file:
+        if own_line and file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            data = data if file.read(1) == b"\n" else b"\n" + data
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """So that the new file's name survives a power cut, where the system can do that."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def _parsed(line: bytes):
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _check_header(path: Path, header, mine: dict) -> None:
+    if not isinstance(header, dict) or header.get("study") != FORMAT:
+        raise ValueError(
+            f"{str(path)!r} does not begin as a file of answers ({FORMAT!r}); expected a new path "
+            "or a file that PreferenceStudy has begun. It was left as it is"
+        )
+    theirs, pairs = header["pairs"], mine["pairs"]
+    differs = None
+    if header["question"] != mine["question"]:
+        differs = f"it asks {header['question']!r}, this study {mine['question']!r}"
+    elif len(theirs) != len(pairs):
+        differs = f"it has {len(theirs)} pairs, this study {len(pairs)}"
+    else:
+        for i, (a, b) in enumerate(zip(theirs, pairs, strict=True)):
+            for name in [name for name in b if a.get(name) != b[name]][:1]:
+                what = "" if name == "videos" else f": {a.get(name)!r}, here {b[name]!r}"
+                differs = differs or f"pair {i} has other {name}{what}"
+    if differs:
+        raise ValueError(
+            f"{str(path)!r} holds the answers of another study: {differs}. Give another file="
+        )
+
+
+def _answer(record, questions: Sequence[Question]) -> Answer | None:
+    try:
+        answer = Answer(**record)
+        fits = 0 <= answer.question < len(questions) and answer.choice in SIDES
+        fits = fits and {answer.left, answer.right} == set(questions[answer.question].methods)
+    except TypeError:
+        return None
+    return answer if fits else None

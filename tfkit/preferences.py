@@ -1,0 +1,207 @@
+"""What the answers of a forced choice say: who is preferred, how surely, and who agrees."""
+
+import html
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from statistics import median
+
+from tfkit.choices import Answer, Question
+from tfkit.intervals import bootstrap
+
+INTERVALS = ("exact", "wilson", "bootstrap")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """How often the first method was preferred to the second: wins of answers, and its interval.
+
+    p: of as uneven a split if both were liked alike (two-sided, exact). agreement: how often two
+    raters of one pair chose alike (0.5 is chance). kappa: the same beyond chance (`fleiss`). None
+    where no pair has two raters, or where kappa is undefined.
+    """
+
+    first: str
+    second: str
+    wins: int
+    answers: int
+    share: float
+    low: float
+    high: float
+    p: float
+    pairs: int
+    raters: int
+    agreement: float | None
+    kappa: float | None
+
+
+@dataclass(frozen=True)
+class Rater:
+    """One rater: answers, share of answers to the left, repeats answered alike, median seconds."""
+
+    answers: int
+    left: float
+    repeats: int
+    consistent: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """The result of a study. Prints as text, shows as HTML; ``tidy()`` is for pandas."""
+
+    question: str
+    rows: tuple[Preference, ...]
+    raters: Mapping[str, Rater]
+    level: float = 0.95
+    interval: str = "wilson"
+
+    def tidy(self) -> list[dict]:
+        """One record for each pair of methods, for pandas.DataFrame."""
+        return [asdict(row) for row in self.rows]
+
+    def notes(self) -> list[str]:
+        """Under the table: the question, what the columns are, and the raters one by one."""
+        way = {
+            "exact": "Clopper-Pearson over answers",
+            "wilson": "Wilson over answers",
+            "bootstrap": "bootstrap over pairs",
+        }[self.interval]
+        told = [
+            f"Question: {self.question}",
+            f"preferred: the first, in % of answers, with a {self.level:.0%} interval ({way})",
+        ]
+        for name, rater in self.raters.items():
+            words = f"{name}: {rater.answers} answers, {rater.left:.0%} to the left"
+            if rater.repeats:
+                words += f", {rater.consistent} of {rater.repeats} repeats alike"
+            told.append(words + (f", median {rater.seconds:.1f} s" if rater.seconds else ""))
+        return told
+
+    def _cells(self) -> list[list[str]]:
+        head = ["first", "second", "preferred", "p", "answers", "pairs", "raters"]
+        lines = [[*head, "agreement", "kappa"]]
+        for row in self.rows:
+            share, low, high = (f"{100 * v:.0f}" for v in (row.share, row.low, row.high))
+            rest = ("–" if v is None else f"{v:.2f}" for v in (row.agreement, row.kappa))
+            counts = (str(v) for v in (row.answers, row.pairs, row.raters))
+            shown = f"{share} [{low}, {high}]"
+            lines.append([row.first, row.second, shown, f"{row.p:.2g}", *counts, *rest])
+        return lines
+
+    def __repr__(self) -> str:
+        lines = self._cells()
+        wide = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+        text = [
+            "  ".join(
+                cell.ljust(w) if i < 2 else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(line, wide, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        return "\n".join([*text, *self.notes()])
+
+    def _repr_html_(self) -> str:
+        head, *lines = [[html.escape(cell) for cell in line] for line in self._cells()]
+        titles = "".join(f"<th scope='col'>{cell}</th>" for cell in head)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines
+        )
+        notes = "<br>".join(map(html.escape, self.notes()))
+        return (
+            f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
+            f"<p><small>{notes}</small></p>"
+        )
+
+
+def summarize(
+    answers: Iterable[Answer],
+    questions: Sequence[Question],
+    asked: str = "",
+    *,
+    level: float = 0.95,
+    interval: str = "wilson",
+    seed: int = 0,
+) -> Preferences:
+    """Shares, intervals and agreement of every two methods; repeats only tell of the raters.
+
+    interval: "wilson" or "exact" (Clopper-Pearson) take every answer for itself; "bootstrap" draws
+    pairs with replacement and gives their mean share: wider, and right where several raters saw the
+    same pairs. Raises ValueError where there are no answers, or for settings out of range.
+    """
+    if interval not in INTERVALS:
+        raise ValueError(f"interval={interval!r}: expected one of {INTERVALS}")
+    if not 0 < level < 1:
+        raise ValueError(f"level={level!r}: expected a share between 0 and 1, such as 0.95")
+    answers = list(answers)
+    counted = [answer for answer in answers if not answer.repeat]
+    if not counted:
+        raise ValueError("no answers yet; expected at least one (study.answer, or the widget)")
+    groups: dict[frozenset, list[Answer]] = {}
+    for answer in counted:
+        groups.setdefault(frozenset((answer.left, answer.right)), []).append(answer)
+    rows = []
+    for names, group in groups.items():
+        first, second = next(q.methods for q in questions if set(q.methods) == names)
+        rows.append(_row(first, second, group, level, interval, seed))
+    return Preferences(asked, tuple(rows), _raters(answers), level, interval)
+
+
+def fleiss(choices: Iterable[tuple[int, int]]) -> tuple[float | None, float | None]:
+    """Agreement of raters who choose one of two, and its kappa: of (ayes, noes) of each item.
+
+    Items may have unequal numbers of raters; those with one say nothing. With equal numbers it is
+    Fleiss' kappa (1971); else that of Fleiss and Cuzick, Applied Psychological Measurement 3(4),
+    1979. None where no item has two raters; kappa is None where all chose the same.
+    """
+    items = [(ayes, ayes + noes) for ayes, noes in choices if ayes + noes > 1]
+    if not items:
+        return None, None
+    total = sum(n for _, n in items)
+    alike = sum((a * (a - 1) + (n - a) * (n - a - 1)) / (n - 1) for a, n in items) / total
+    p = sum(a for a, _ in items) / total
+    if p in (0, 1):
+        return alike, None
+    apart = sum(a * (n - a) / n for a, n in items)
+    return alike, 1 - apart / ((total - len(items)) * p * (1 - p))
+
+
+def _row(first: str, second: str, group: list[Answer], level, interval: str, seed) -> Preference:
+    try:
+        from scipy.stats import binomtest  # scipy comes with scikit-learn
+    except ImportError as error:
+        raise ImportError("intervals of shares need scipy: pip install scikit-learn") from error
+    votes: dict[int, Counter] = defaultdict(Counter)
+    for answer in group:
+        votes[answer.question][answer.preferred] += 1
+    wins, n = sum(answer.preferred == first for answer in group), len(group)
+    test = binomtest(wins, n)
+    share, shares = wins / n, [v[first] / v.total() for v in votes.values()]
+    if interval != "bootstrap":
+        low, high = test.proportion_ci(level, interval)
+    elif len(shares) > 1:
+        share, low, high = bootstrap(shares, level=level, seed=seed)
+    else:
+        raise ValueError(f"one pair of {first!r} and {second!r}: a bootstrap needs two or more")
+    agreement, kappa = fleiss((v[first], v[second]) for v in votes.values())
+    return Preference(
+        first, second, wins, n, share, float(low), float(high), float(test.pvalue), len(votes),
+        len({answer.rater for answer in group}), agreement, kappa,
+    )  # fmt: skip
+
+
+def _raters(answers: list[Answer]) -> dict[str, Rater]:
+    out = {}
+    for name in dict.fromkeys(answer.rater for answer in answers):
+        own = [answer for answer in answers if answer.rater == name]
+        seconds = [answer.seconds for answer in own if answer.seconds is not None]
+        twice = [(a, b) for a, b in combinations(own, 2) if a.question == b.question]
+        out[name] = Rater(
+            len(own),
+            sum(answer.choice == "left" for answer in own) / len(own),
+            len(twice),
+            sum(a.preferred == b.preferred for a, b in twice),
+            float(median(seconds)) if seconds else None,
+        )
+    return out

@@ -1,0 +1,35 @@
+"""Where cells run: there goes what a page asks for, whichever thread its messages come in by.
+
+JupyterLab hands the messages of widgets to a thread beside the one of the cells (kernel subshells,
+ipykernel 7). A model must not be in two hands at once, so whatever runs one waits for the cell's
+end, and is interrupted as a cell is.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+def where_cells_run(action: Callable[[], None]) -> None:
+    """Calls ``action`` at once where cells run; from another thread's message, as soon as there."""
+    if threading.current_thread() is threading.main_thread():
+        return action()
+    from ipykernel.kernelbase import Kernel  # only a kernel has such threads
+
+    if not Kernel.initialized():
+        return action()
+    Kernel.instance().io_loop.add_callback(action)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Lets Jupyter's interrupt raise KeyboardInterrupt here, where no cell is running."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

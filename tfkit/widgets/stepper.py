@@ -1,0 +1,322 @@
+"""Walk through an edit: step, back, play, other keyframes, another prompt, branches side by side.
+
+The sessions are the truth, and the traits say what they are at: setting ``position``, ``prompt``,
+``guidance``, ``seed`` or ``active`` does what the page's controls do. The kernel takes one step for
+each message of the page, so that a stop arrives between two of them: nothing is left half done.
+"""
+
+import threading
+from base64 import b64encode
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from string import ascii_uppercase
+
+import anywidget
+import torch
+import traitlets
+from jaxtyping import Float
+from torch import Tensor
+
+from tfkit import hooks
+from tfkit.checks import check_whole
+from tfkit.plots import Sheet
+from tfkit.session import EditSession
+from tfkit.tokens import layer_table
+from tfkit.widgets import page
+from tfkit.widgets.kernel import interruptible, where_cells_run
+from tfkit.widgets.stops import Stops, describe, is_new, passes
+
+PLACES = 1024  # tokens of the layer that fields are shown of at first, at most
+SETTINGS = ("prompt", "negative_prompt", "guidance")
+
+
+class EditStepper(anywidget.AnyWidget):
+    """The controls of an `EditSession`, its keyframes, and the clean frames that steps head for.
+
+    session: becomes branch "A"; it is stepped itself, call ``refresh()`` after stepping it
+    elsewhere. active: the branch that controls are for; together: steps are taken by all branches.
+    position: steps taken; setting it goes there. prompt, negative_prompt, guidance: from here on.
+    seed: of keyframes redrawn from here on; None: they are the session's own. probe:
+    [frame, x, y] in pixels, or []: whose blend weights are shown, and, with ``fields``, where the
+    field of ``layer`` finds it in the keyframes. playing: views ask for one step after another.
+    progress: UNet passes [done, expected] of the step under way. message: what went wrong.
+    Raises ValueError or NonFiniteError for what the session refuses, traitlets.TraitError for a
+    trait's value that is not there; sessions and traits then stay as they were.
+    """
+
+    _esm = page.source("tokens.js", "view.js", "stepper.js")
+    _css = page.source("stepper.css")
+    branches = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
+    active = traitlets.Unicode().tag(sync=True)
+    position = traitlets.Int().tag(sync=True)
+    prompt = traitlets.Unicode().tag(sync=True)
+    negative_prompt = traitlets.Unicode().tag(sync=True)
+    guidance = traitlets.Float().tag(sync=True)
+    seed = traitlets.Int(None, allow_none=True).tag(sync=True)
+    layer = traitlets.Unicode().tag(sync=True)
+    probe = traitlets.List().tag(sync=True)
+    fields = traitlets.Bool(True).tag(sync=True)
+    together = traitlets.Bool(False).tag(sync=True)
+    playing = traitlets.Bool(False).tag(sync=True)
+    progress = traitlets.List(read_only=True).tag(sync=True)
+    message = traitlets.Unicode(read_only=True).tag(sync=True)
+    _data = traitlets.Dict().tag(sync=True)
+    _state = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, session: EditSession):
+        model, source = session.model, session.source
+        whole = tuple(side * model.factor for side in source.clean.shape[-2:])
+        self._sessions, self._seeds, self._stops = {"A": session}, {"A": None}, Stops()
+        self._grids = {x.name: x.size for x in layer_table(model, whole)}
+        self.size, sizes = source.size or whole, {n: h * w for n, (h, w) in self._grids.items()}
+        fits = [name for name, places in sizes.items() if places <= PLACES] or list(sizes)
+        finest = max(fits, key=lambda name: (sizes[name], list(sizes).index(name)))
+        layers = [{"name": name, "grid": grid} for name, grid in self._grids.items()]
+        data = {"size": self.size, "frames": len(source), "layers": layers}
+        self._following = threading.get_ident()
+        super().__init__(_data=data, layer=finest)
+        self._follow("A")
+        self.on_msg(self._asked)
+
+    # What is there
+
+    @property
+    def session(self) -> EditSession:
+        """The active branch's."""
+        return self._sessions[self.active]
+
+    @property
+    def sessions(self) -> dict[str, EditSession]:
+        """Those of all branches, by name."""
+        return dict(self._sessions)
+
+    def frames(self) -> Float[Tensor, "f 3 h w"]:
+        """What is shown of the active branch: predicted clean frames, at first the source's."""
+        return self._stops.of(self.session).frames()
+
+    def matches(self) -> Float[Tensor, "k 3"]:
+        """Where the probe is in each keyframe of the step: x, y in pixels, and the similarity.
+
+        Raises ValueError without a probe, and where there are no keyframes.
+        """
+        if not self.probe:
+            raise ValueError("there is no probe; set it to [frame, x, y] first")
+        stop, grid = self._stops.of(self.session), self._grids[self.layer]
+        return self._stops.matches(stop, self.layer, grid, self.size, self.probe)
+
+    # What can be done
+
+    def step(self, count: int = 1) -> "EditStepper":
+        """Steps of the active branch, of all where ``together``. Returns itself."""
+        check_whole("count", count, least=0)
+        with self._settling():
+            for _ in range(count):
+                self._step(self._moving())
+        return self
+
+    def back(self, count: int = 1) -> "EditStepper":
+        """Back, for nothing; all branches where ``together``. Returns itself."""
+        with self._settling():
+            for session in self._moving():
+                session.back(count)
+        return self
+
+    def change(self, **settings) -> "EditStepper":
+        """As the session's own, but keyframes stay unless they are given or redrawn."""
+        session, rows = self.session, self.session.keyframes
+        same = {k for k in SETTINGS if k in settings and settings[k] == getattr(session.plan, k)}
+        settings = {k: value for k, value in settings.items() if k not in same}
+        redrawn = settings.keys() & {"keyframes", "seed", "propagation"}
+        with self._settling():
+            if settings and not redrawn and rows and rows[0] is not None:
+                session.change(keyframes=torch.stack(rows), **settings)
+            elif settings:
+                session.change(**settings)
+                self._seeds[self.active] = settings.get("seed")
+        return self
+
+    def redraw(self, seed: int) -> "EditStepper":
+        """Other keyframes from here on. Returns itself."""
+        return self.change(seed=seed)
+
+    def branch(self, name: str | None = None) -> "EditStepper":
+        """Another branch, which stands where the active one does, and is active now."""
+        letters = (f"{letter}{n or ''}" for n in count() for letter in ascii_uppercase)
+        name = name or next(letter for letter in letters if letter not in self._sessions)
+        if name in self._sessions:
+            raise ValueError(f"there is a branch {name!r} already; expected another name")
+        self._sessions[name] = self.session.branch()
+        self._seeds[name] = self._seeds[self.active]
+        self._follow(name)
+        return self
+
+    def drop(self, name: str) -> "EditStepper":
+        """Forgets a branch; one stays. Returns itself."""
+        if name not in self._sessions or len(self._sessions) == 1:
+            raise ValueError(f"{name!r}: expected one of several branches, of {self.branches}")
+        del self._sessions[name], self._seeds[name]
+        self._follow(self.active if name != self.active else next(iter(self._sessions)))
+        return self
+
+    def refresh(self) -> "EditStepper":
+        """Traits and views follow the sessions, wherever these were stepped. Returns itself."""
+        self._follow(self.active)
+        return self
+
+    # Sessions and traits
+
+    @traitlets.observe("active", "position", "seed", "playing", *SETTINGS)
+    def _set(self, change) -> None:
+        """A trait was set, from the page or from Python."""
+        if self._following != threading.get_ident():
+            where_cells_run(partial(self._go, change["name"], change["new"]))
+
+    def _go(self, name: str, value) -> None:
+        """The session goes where a trait says, or the trait goes back."""
+        with self._settling():
+            if name == "position":
+                ahead = value - self.session.position
+                self.session.back(max(-ahead, 0))
+                for _ in range(ahead):
+                    self._step([self.session])
+            elif name == "seed" or name in SETTINGS:
+                self.change(**{name: value})
+
+    @contextmanager
+    def _settling(self):
+        """However the block is left, nothing is under way and the traits are as the sessions."""
+        try:
+            yield
+        finally:
+            self.set_trait("progress", [])
+            self._follow(self.active)
+
+    def _follow(self, active: str) -> None:
+        session, self._following = self._sessions[active], threading.get_ident()
+        try:
+            state = {n: describe(s, self._stops.path(s)) for n, s in self._sessions.items()}
+            self._stops.forget_all_but({n for known in state.values() for n in known["path"]})
+            with self.hold_sync():
+                self._state = state
+                self.set_trait("branches", list(state))
+                self.active, self.position = active, session.position
+                self.seed = self._seeds[active]
+                for name in SETTINGS:
+                    setattr(self, name, getattr(session.plan, name))
+                if all(s.position == len(s.timesteps) for s in self._moving()):
+                    self.playing = False
+        finally:
+            self._following = None
+
+    def _moving(self) -> list[EditSession]:
+        """The sessions that a step is for."""
+        return list(self._sessions.values()) if self.together else [self.session]
+
+    def _step(self, sessions: list[EditSession]) -> None:
+        """One step of each, telling how far it is."""
+        expected, done = sum(passes(s) for s in sessions if is_new(s)), count(1)
+
+        def tick(out: Tensor) -> Tensor:
+            self.set_trait("progress", [next(done), expected])
+            return out
+
+        self.set_trait("progress", [0, expected])
+        with hooks.rewrite(self.session.model.unet, ["conv_out"], tick):
+            for session in sessions:
+                session.step()
+
+    # The page
+
+    def _asked(self, widget, content: dict, buffers) -> None:
+        """What the page asks for."""
+        where_cells_run(partial(self._do, content))
+
+    def _do(self, content: dict) -> None:
+        """Does it; an error is said in ``message`` and stops the playing."""
+        act = {
+            "step": self._step_from, "back": self.back, "change": self.change,
+            "branch": self.branch, "drop": self.drop,
+        }  # fmt: skip
+        look = {"picture": self._send_picture, "field": self._send_field}
+        try:
+            do = content["do"]
+            with interruptible():
+                (act | look)[do](**content.get("with", {}))
+            if do in act:
+                self.set_trait("message", "")
+        except KeyboardInterrupt:
+            self._complain("Interrupted: the step was not taken.")
+        except (ValueError, ArithmeticError) as error:
+            self._complain(str(error))
+        except Exception as error:  # memory, a driver: whatever it is, the page must say so
+            self._complain(f"{type(error).__name__}: {error}")
+        finally:
+            self.send({"done": content.get("number")})
+
+    def _complain(self, words: str) -> None:
+        self.playing = False
+        self.set_trait("message", words)
+
+    def _step_from(self, positions: dict) -> None:
+        """Steps of branches that are still where the page saw them; of two views, one is late."""
+        still = [n for n, s in self._sessions.items() if positions.get(n) == s.position]
+        with self._settling():
+            self._step([self._sessions[name] for name in still])
+
+    def _send_picture(self, stop: int) -> None:
+        at = self._stops.get(stop)
+        if at:  # or it was forgotten meanwhile
+            self.send({"picture": stop, **at.detail()}, buffers=at.pictures())
+
+    def _send_field(self, stop: int, layer: str) -> None:
+        at = self._stops.get(stop)
+        if at:
+            arrows = [part.tobytes() for part in self._stops.field(at, layer)]
+            self.send({"field": stop, "layer": layer}, buffers=arrows)
+
+    # Values that are none
+
+    @traitlets.validate("active", "layer")
+    def _there(self, proposal) -> str:
+        name, value = proposal["trait"].name, proposal["value"]
+        known = list(self._sessions if name == "active" else self._grids)
+        if value not in known:
+            raise traitlets.TraitError(f"{name}={value!r}: expected one of {known}")
+        return value
+
+    @traitlets.validate("position")
+    def _possible(self, proposal) -> int:
+        value, steps = proposal["value"], len(self.session.timesteps)
+        if not 0 <= value <= steps:
+            raise traitlets.TraitError(f"position={value}: expected 0 to {steps} steps")
+        return value
+
+    @traitlets.validate("probe")
+    def _one_point(self, proposal) -> list:
+        point, (h, w), f = proposal["value"], self.size, self._data["frames"]
+        good = len(point) == 3 and all(isinstance(value, (int, float)) for value in point)
+        good = good and point[0] in range(f) and 0 <= point[1] < w and 0 <= point[2] < h
+        if point and not good:
+            raise traitlets.TraitError(
+                f"probe is {point!r}: expected [] or [frame, x, y], a frame from 0 to {f - 1} and "
+                f"a pixel of {w} x {h}"
+            )
+        return [int(point[0]), *point[1:]] if point else []
+
+    # Readers without a kernel
+
+    def figure(self) -> Sheet:
+        """What is shown of each branch, its keyframes framed."""
+        return self._stops.figure(self._sessions)
+
+    def _repr_mimebundle_(self, **options):
+        """The widget, and for readers without a kernel what it shows now."""
+        bundle = super()._repr_mimebundle_(**options)
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        data["image/png"] = b64encode(self.figure()._repr_png_()).decode()
+        return bundle
+
+    def __repr__(self) -> str:
+        at = [f"{n} at {s.position} of {len(s.timesteps)}" for n, s in self._sessions.items()]
+        return f"EditStepper({self._data['frames']} frames, branches {', '.join(at)})"

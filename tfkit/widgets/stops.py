@@ -1,0 +1,171 @@
+"""Where sessions stand and have stood, in what a page needs to show it: pictures, weights, fields.
+
+Memory: a session for each stop, which shares its latents with the branch; small pictures of those
+that were looked at; a few fields, three bytes for each token of each frame and keyframe.
+"""
+
+import io
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.colors import to_rgb
+from PIL import Image
+from torch import Tensor
+
+from tfkit import overlays
+from tfkit.plots import Sheet, contact_sheet
+from tfkit.session import EditSession
+from tfkit.tracks import Size, token_centers
+from tfkit.widgets import compact
+
+KEPT = 16  # fields
+Arrows = tuple[np.ndarray, np.ndarray]  # a field's index (f, k, n) uint16 and similarity, uint8
+
+
+@dataclass(eq=False)
+class Stop:
+    """A session that stands where somebody was, and what was made to be seen of it."""
+
+    number: int
+    session: EditSession
+    _pictures: list[bytes] = field(default_factory=list)
+
+    @property
+    def row(self) -> list[int] | None:
+        """The keyframes of the step that led here, at the beginning of the first one."""
+        return row_of(self.session, self.session.position)
+
+    def pictures(self) -> list[bytes]:
+        """The clean frames that the step headed for, at the beginning the source's: WebP."""
+        session, source = self.session, self.session.source
+        if not self._pictures:
+            self._pictures = compact.pictures(
+                session.predicted() if session.position
+                else session.model.decode(source.clean, size=source.size, batch=session.batch)
+            )  # fmt: skip
+        return self._pictures
+
+    def frames(self) -> Float[Tensor, "f 3 h w"]:
+        """The pictures, unpacked."""
+        images = [Image.open(io.BytesIO(file)).convert("RGB") for file in self.pictures()]
+        return torch.from_numpy(np.stack([*map(np.asarray, images)])).permute(0, 3, 1, 2) / 255
+
+    def detail(self) -> dict:
+        """Keyframes and weights; None where the propagation has none, or carries no tokens."""
+        row = self.row
+        carries = row is not None and hasattr(self.session.plan.propagation, "neighbors")
+        return {"keyframes": row, "weights": self.session.weights().tolist() if carries else None}
+
+
+class Stops:
+    """Every stop by number: one for all branches and moments that it is the same for."""
+
+    def __init__(self):
+        self._numbers, self._stops = count(), {}
+        self._fields: dict[tuple, tuple] = {}  # by timestep, keyframes and layer
+
+    def get(self, number: int) -> Stop | None:
+        return self._stops.get(number)
+
+    def of(self, session: EditSession, position: int | None = None) -> Stop:
+        """Where a session is, or was after so many steps."""
+        position = session.position if position is None else position
+        latents, row = session._latents[position], row_of(session, position)
+        for stop in self._stops.values():
+            if stop.session.latents is latents and stop.row == row:
+                return stop
+        stop = Stop(next(self._numbers), session.branch().goto(position))
+        return self._stops.setdefault(stop.number, stop)
+
+    def path(self, session: EditSession) -> list[int]:
+        """The numbers of all stops of a session, those beyond its position too."""
+        return [self.of(session, i).number for i in range(len(session._latents))]
+
+    def forget_all_but(self, numbers: set[int]) -> None:
+        self._stops = {n: stop for n, stop in self._stops.items() if n in numbers}
+
+    def field(self, stop: Stop, layer: str) -> Arrows:
+        """The field of the step; branches with the same keyframes share it.
+
+        Raises ValueError where there is none. Similarity s is the byte (s + 1) * 127.5.
+        """
+        session, plan = stop.session, stop.session.plan
+        t = session.timesteps[session.last] if session.timesteps else None
+        key, by = (t, tuple(stop.row or ()), layer), (plan.method, plan.propagation)
+        known = self._fields.get(key)
+        if known is None or any(a is not b for a, b in zip(known[0], by, strict=True)):
+            found = session.fields(layer)
+            close = ((found.similarity.float() + 1) * 127.5).round().clamp(0, 255)
+            arrows = found.index.cpu().numpy().astype(np.uint16), close.byte().cpu().numpy()
+            self._fields = dict([*self._fields.items(), (key, (by, arrows))][-KEPT:])
+        return self._fields[key][1]
+
+    def matches(
+        self, stop: Stop, layer: str, grid: Size, size: Size, probe: list
+    ) -> Float[Tensor, "k 3"]:
+        """Where a probe [frame, x, y] is in each keyframe: x, y in pixels, and the similarity."""
+        (frame, x, y), (rows, columns), (h, w) = probe, grid, size
+        row, column = min(int((y + 0.5) * rows / h), rows - 1), int((x + 0.5) * columns / w)
+        place = row * columns + min(column, columns - 1)
+        index, similarity = self.field(stop, layer)
+        at = token_centers(grid, size)[index[frame, :, place].astype(int)]
+        close = torch.from_numpy(similarity[frame, :, place] / 127.5 - 1)
+        return torch.cat([at, close.float()[:, None]], 1)
+
+    def figure(self, sessions: dict[str, EditSession]) -> Sheet:
+        """Where sessions are, a row each, keyframes framed."""
+        rows = {}
+        for name, session in sessions.items():
+            stop = self.of(session)
+            frames = stop.frames()
+            wide = max(2, frames.shape[-1] // 40)
+            for i in stop.row or ():
+                inner = frames[i, :, wide:-wide, wide:-wide].clone()
+                frames[i] = torch.tensor(to_rgb(overlays.MARK))[:, None, None]
+                frames[i, :, wide:-wide, wide:-wide] = inner
+            label = f"{name}: step {session.position} of {len(session.timesteps)}"
+            rows[f"{label}, {session.plan.prompt}"] = frames
+        return contact_sheet(rows, columns=12)
+
+
+def ahead(session: EditSession) -> list[Tensor | None]:
+    """The keyframes of every step that the session takes or has taken."""
+    return session.keyframes[len(session.source.timesteps) - len(session.timesteps) :]
+
+
+def row_of(session: EditSession, position: int) -> list[int] | None:
+    """The keyframes of the step to ``position``, or of the first; None where there are none."""
+    rows = ahead(session)
+    row = rows[max(position - 1, 0)] if rows else None
+    return None if row is None else row.tolist()
+
+
+def is_new(session: EditSession) -> bool:
+    """Whether the next step is there and must be computed."""
+    return session.position == len(session._noise) < len(session.timesteps)
+
+
+def passes(session: EditSession) -> int:
+    """UNet passes of the next step: its propagation orders them, and no UNet runs."""
+    plan, made = session.plan, []
+
+    def run(index: Tensor) -> Tensor:
+        made.append(len(index))
+        return torch.zeros(len(index), 1, 1, 1)
+
+    attention = plan.propagation.attention(2 + plan.reads_source, plan.reads_source)
+    row = ahead(session)[session.position]
+    plan.propagation.predict(run, attention, len(session.source), row, session.batch)
+    return len(made)
+
+
+def describe(session: EditSession, path: list[int]) -> dict:
+    """A session in what JSON knows."""
+    rows = [None if row is None else row.tolist() for row in ahead(session)]
+    return {
+        "path": path, "position": session.position, "timesteps": list(session.timesteps),
+        "rows": rows, "prompt": session.plan.prompt, "guidance": session.plan.guidance,
+    }  # fmt: skip
