@@ -81,6 +81,8 @@ function explore(layer, point, size, count) {
   const scores = similarity(layer, readAt(layer, point, size));
   const matches = Array.from({ length: count }, (_, i) =>
     locate(scores.subarray(i * layer.places, (i + 1) * layer.places), layer, size));
+  const [frame, x, y] = point;
+  matches[frame] = [x, y, matches[frame][2]]; // the point itself, as tracks.track_points has it
   return { scores, matches };
 }
 
