@@ -6,7 +6,8 @@ import torch
 from clips import decibels, moving
 from PIL import Image
 
-from tfkit.video import Clip, read_video, to_uint8, video_bytes, write_video
+from tfkit.reading import read_video
+from tfkit.video import Clip, to_uint8, video_bytes, write_video
 
 
 def save(folder, *images):

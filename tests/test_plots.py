@@ -10,7 +10,8 @@ from PIL import Image
 
 from tfkit import plots
 from tfkit.plots import contact_sheet, save, side_by_side, xt_slice, xt_slices
-from tfkit.video import Clip, read_video, resize, write_video
+from tfkit.reading import read_video
+from tfkit.video import Clip, resize, write_video
 
 CLIPS = {"source": Clip(moving(12)), "an edit of it": moving(12).flip(1)}
 

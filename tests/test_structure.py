@@ -10,7 +10,7 @@ import tfkit
 
 HOUSE = Path(tfkit.__file__).parent
 ORDER = [
-    "codec", "video", "menagerie.vocabulary", "menagerie.anatomy", "menagerie.species",
+    "codec", "video", "reading", "menagerie.vocabulary", "menagerie.anatomy", "menagerie.species",
     "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world",
     "menagerie.tasks", "menagerie",
     "checks", "hooks", "prompts", "diffusion", "loading", "trajectory", "methods", "conditions",
@@ -18,8 +18,9 @@ ORDER = [
     "tracks", "pca", "keyframes", "attention", "swapping", "propagation", "session",
     "editing", "metrics", "raft", "fidelity", "matches", "clip", "dino", "intervals",
     "choices", "preferences", "scores",
-    "scoring", "records", "jobs", "evaluation", "overlays", "plots", "charts", "demo", "bench",
-    "widgets.composer", "widgets.compact", "widgets.page",
+    "scoring", "records", "jobs", "entries", "evaluation", "overlays", "plots", "charts", "demo",
+    "bench",
+    "widgets.twin", "widgets.composer", "widgets.compact", "widgets.page",
     "widgets.films", "widgets.compare", "widgets.study",
     "widgets.explorer", "widgets.kernel", "widgets.stops",
     "widgets.stepper", "widgets.components", "widgets.flipbook", "widgets",

@@ -7,8 +7,9 @@ import pytest
 import torch
 from clips import bare, decibels, moving
 
-from tfkit import video
-from tfkit.video import Clip, read_video, resize, show, to_uint8, video_bytes, write_video
+from tfkit import reading, video
+from tfkit.reading import read_video
+from tfkit.video import Clip, resize, show, to_uint8, video_bytes, write_video
 
 
 def with_truth(f=6, h=8, w=10):
@@ -130,8 +131,8 @@ def test_start_and_frames_choose_and_too_many_gives_what_there_is(tmp_path):
 
 def test_decoding_stops_when_there_is_enough(tmp_path, monkeypatch):
     taken = []
-    unit = video._unit
-    monkeypatch.setattr(video, "_unit", lambda pixels: taken.append(1) or unit(pixels))
+    unit = reading._unit
+    monkeypatch.setattr(reading, "_unit", lambda pixels: taken.append(1) or unit(pixels))
     path = write_video(tmp_path / "a.mp4", moving())
     assert len(read_video(path, start=1, frames=2)) == len(taken) == 2
 

@@ -13,10 +13,11 @@ from tfkit.loading import load
 from tfkit.methods import Plain, PlugAndPlay, SDEdit
 from tfkit.pca import TokenPCA
 from tfkit.propagation import ExtendedAttention, FirstFrame, PerFrame, TokenFlow
+from tfkit.reading import read_video
 from tfkit.session import EditSession
 from tfkit.tokens import extract_tokens
 from tfkit.trajectory import Trajectory, open_trajectory
-from tfkit.video import Clip, read_video, write_video
+from tfkit.video import Clip, write_video
 
 __version__ = "0.1.0"
 

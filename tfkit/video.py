@@ -1,7 +1,7 @@
-"""Clips: reading, writing, resizing and showing video, as frames (f, 3, h, w) in [0, 1].
+"""Clips: holding, resizing, writing and showing video, as frames (f, 3, h, w) in [0, 1].
 
-Everything is float32 in memory: 512 x 512 costs 3 MB a frame. Reading resizes frame by frame, so a
-long or large video costs what is kept of it; writing converts one frame at a time.
+Everything is float32 in memory: 512 x 512 costs 3 MB a frame; writing converts one at a time.
+How a clip is read from disk is in reading.py.
 """
 
 import base64
@@ -11,7 +11,6 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -139,7 +138,7 @@ def resize(frames: Clip | Tensor, size: int | tuple[int, int]) -> Float[Tensor, 
     size: (h, w) exactly, or an int for the shorter side, keeping the aspect. Any float dtype.
     """
     frames = as_frames(frames)
-    size = _target(size, *frames.shape[-2:])
+    size = target_size(size, *frames.shape[-2:])
     if size == tuple(frames.shape[-2:]):
         return frames
     # half precision has no antialiased kernel on every device
@@ -148,7 +147,7 @@ def resize(frames: Clip | Tensor, size: int | tuple[int, int]) -> Float[Tensor, 
     return wide.clamp(0, 1).to(frames.dtype)
 
 
-def _target(size, h: int, w: int) -> tuple[int, int]:
+def target_size(size, h: int, w: int) -> tuple[int, int]:
     """The (h, w) that `size` asks of frames of h x w."""
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size,)
     if len(sides) > 2 or any(not isinstance(n, Integral) or n < 1 for n in sides) or not sides:
@@ -161,59 +160,6 @@ def _target(size, h: int, w: int) -> tuple[int, int]:
 def _check_fps(fps) -> None:
     if not isinstance(fps, Real) or not 0 < fps <= 1000:
         raise ValueError(f"fps={fps!r}; expected frames a second, more than 0 and at most 1000")
-
-
-def read_video(
-    path: str | os.PathLike,
-    *,
-    frames: int | None = None,
-    size: int | tuple[int, int] | None = None,
-    start: int = 0,
-) -> Clip:
-    """Read an mp4 (mov, webm, ...), a GIF, or a folder of images in natural order.
-
-    frames: how many at most, from frame `start` on (None: all). size: (h, w) exactly, or an int for
-    the shorter side; None keeps the pixels. Rotation marks are honoured, pixels made square, alpha
-    is laid on white. Images carry no rate and get 8 fps. Decoding ends with the last frame wanted.
-    FileNotFoundError for a missing path, ValueError for whatever cannot be read as asked.
-    """
-    path = Path(path).expanduser()
-    if frames is not None and (not isinstance(frames, Integral) or frames < 1):
-        raise ValueError(f"frames={frames!r}; expected an integer of at least 1, or None for all")
-    if not isinstance(start, Integral) or start < 0:
-        raise ValueError(f"start={start!r}; expected the first frame's number, 0 or more")
-    if size is not None:
-        _target(size, 1, 1)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{str(path)!r} does not exist (looked from {os.getcwd()!r}); "
-            "expected a video, a GIF or a folder of images"
-        )
-    kept, seen, fps = [], 0, DEFAULT_FPS
-    with closing(codec.read(path)) as source:
-        for pixels, rate in source:
-            fps, seen = rate, seen + 1
-            if seen <= start:
-                continue
-            frame = _unit(pixels())[None]
-            kept.append(frame if size is None else resize(frame, size))
-            if len(kept) == frames:
-                break
-    if not seen:
-        raise ValueError(f"{str(path)!r} holds no frames; is the file complete?")
-    if not kept:
-        raise ValueError(f"start={start} lies beyond the end: {str(path)!r} has {seen} frames")
-    out = torch.empty(len(kept), *kept[0].shape[1:])
-    for i in range(len(kept)):  # one by one, so that the clip is never in memory twice
-        out[i], kept[i] = kept[i][0], None
-    return Clip(out, fps)
-
-
-def _unit(pixels: np.ndarray) -> Float[Tensor, "3 h w"]:
-    """Integers as float32 in [0, 1], an alpha channel laid on white."""
-    unit = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
-    unit = torch.from_numpy(unit).permute(2, 0, 1)
-    return unit if len(unit) == 3 else unit[:3] * unit[3:] + (1 - unit[3:])
 
 
 def write_video(

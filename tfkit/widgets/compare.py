@@ -4,7 +4,6 @@ The traits are the truth, of this object and of its views. The page holds every 
 picture (`films`) and draws, subtracts and plays by itself, so it goes on without a kernel.
 """
 
-from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
@@ -18,6 +17,7 @@ from tfkit.codec import DEFAULT_FPS
 from tfkit.plots import Sheet
 from tfkit.video import Clip
 from tfkit.widgets import films, page
+from tfkit.widgets.twin import with_picture
 
 VIEWS = ("wipe", "difference", "grid")
 
@@ -119,10 +119,7 @@ class VideoCompare(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **options):
         """The widget, and for readers without a kernel what it shows now."""
-        bundle = super()._repr_mimebundle_(**options)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        data["image/png"] = b64encode(self.figure()._repr_png_()).decode()
-        return bundle
+        return with_picture(super()._repr_mimebundle_(**options), self.figure()._repr_png_())
 
     def __repr__(self) -> str:
         (h, w), error = self._packed.size, self._packed.error

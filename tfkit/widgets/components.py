@@ -6,7 +6,6 @@ the same from the same bytes. Memory: these, and one layer's tokens once more wh
 """
 
 import math
-from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from tfkit.tracks import grid_of, read_at
 from tfkit.trajectory import Trajectory
 from tfkit.video import Clip, as_frames
 from tfkit.widgets import compact, page
+from tfkit.widgets.twin import with_picture
 
 BASES = ("joint", "frame")  # one basis for all frames, or each frame's own
 LEAST = 3  # components: red, green, blue
@@ -219,10 +219,7 @@ class PCAExplorer(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **options):
         """The widget, and for readers without a kernel what it shows now."""
-        bundle = super()._repr_mimebundle_(**options)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        data["image/png"] = b64encode(self.figure()._repr_png_()).decode()
-        return bundle
+        return with_picture(super()._repr_mimebundle_(**options), self.figure()._repr_png_())
 
     def __repr__(self) -> str:
         (h, w), kept = self.size, min(self._kept.values())

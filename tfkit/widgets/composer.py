@@ -5,7 +5,6 @@ from Python does what the menus do. A film is made at once, a picture by the mod
 """
 
 import io
-from base64 import b64encode
 from functools import partial
 
 import ipywidgets as widgets
@@ -18,6 +17,7 @@ from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import generate
 from tfkit.menagerie import vocabulary, world
 from tfkit.video import resize, to_uint8
+from tfkit.widgets.twin import with_picture
 
 OPEN = "(open)"  # what a menu says of what the caption does not
 MENUS = {
@@ -131,10 +131,7 @@ class CaptionComposer(widgets.VBox):
 
     def _repr_mimebundle_(self, **options):
         """The widget, and for readers without a kernel its first frame."""
-        bundle = super()._repr_mimebundle_(**options)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        data["image/png"] = b64encode(self._still).decode()
-        return bundle
+        return with_picture(super()._repr_mimebundle_(**options), self._still)
 
 
 class _unobserved:

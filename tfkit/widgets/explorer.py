@@ -6,7 +6,6 @@ page computes by itself (``tokens.js``) on tokens made small (`compact`), so it 
 and outlives the kernel; the methods here compute the same from the same bytes.
 """
 
-from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tfkit.plots import Sheet
 from tfkit.tracks import Size, grid_of, read_at, token_centers, track_points
 from tfkit.video import Clip, as_frames
 from tfkit.widgets import compact, page
+from tfkit.widgets.twin import with_picture
 
 SHARE = 0.25  # of the budget, at most, is the truth's
 
@@ -191,10 +191,7 @@ class CorrespondenceExplorer(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **options):
         """The widget, and for readers without a kernel what it shows now."""
-        bundle = super()._repr_mimebundle_(**options)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        data["image/png"] = b64encode(self.figure()._repr_png_()).decode()
-        return bundle
+        return with_picture(super()._repr_mimebundle_(**options), self.figure()._repr_png_())
 
     def __repr__(self) -> str:
         (h, w), widths = self.size, {item["width"] for item in self._data["tokens"]}

@@ -5,7 +5,6 @@ Memory: one PNG, or one looping GIF, for each picture.
 """
 
 import io
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from tfkit import codec
 from tfkit.video import resize, to_uint8
+from tfkit.widgets.twin import with_picture
 
 ZOOM = 384  # pixels of the shown pictures' shorter side
 
@@ -90,11 +90,8 @@ class Flipbook(widgets.VBox):
 
     def _repr_mimebundle_(self, **options):
         """The widget, and for readers without a kernel the picture it shows."""
-        bundle = super()._repr_mimebundle_(**options)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
         still = _encoded(self._stills[self.key], self._size, 1)
-        data["image/png"] = b64encode(still).decode()
-        return bundle
+        return with_picture(super()._repr_mimebundle_(**options), still)
 
 
 def _encoded(frames: Tensor, size: int, fps: float | int) -> bytes:

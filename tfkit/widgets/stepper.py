@@ -6,7 +6,6 @@ each message of the page, so that a stop arrives between two of them: nothing is
 """
 
 import threading
-from base64 import b64encode
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -26,6 +25,7 @@ from tfkit.tokens import layer_table
 from tfkit.widgets import page
 from tfkit.widgets.kernel import interruptible, where_cells_run
 from tfkit.widgets.stops import Stops, describe, is_new, passes
+from tfkit.widgets.twin import with_picture
 
 PLACES = 1024  # tokens of the layer that fields are shown of at first, at most
 SETTINGS = ("prompt", "negative_prompt", "guidance")
@@ -312,10 +312,7 @@ class EditStepper(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **options):
         """The widget, and for readers without a kernel what it shows now."""
-        bundle = super()._repr_mimebundle_(**options)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        data["image/png"] = b64encode(self.figure()._repr_png_()).decode()
-        return bundle
+        return with_picture(super()._repr_mimebundle_(**options), self.figure()._repr_png_())
 
     def __repr__(self) -> str:
         at = [f"{n} at {s.position} of {len(s.timesteps)}" for n, s in self._sessions.items()]

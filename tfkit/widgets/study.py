@@ -6,7 +6,6 @@ on the disk (`choices`) before the next question is shown.
 """
 
 import hashlib
-from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -26,6 +25,7 @@ from tfkit.plots import Sheet
 from tfkit.preferences import Preferences, summarize
 from tfkit.video import Clip, to_uint8
 from tfkit.widgets import films, page
+from tfkit.widgets.twin import with_picture
 
 ASKED = "Which video is more consistent over time, and keeps the motion of the source better?"
 
@@ -169,10 +169,7 @@ class PreferenceStudy(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **options):
         """The widget, and for readers without a kernel the pair that is shown."""
-        bundle = super()._repr_mimebundle_(**options)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        data["image/png"] = b64encode(self.figure()._repr_png_()).decode()
-        return bundle
+        return with_picture(super()._repr_mimebundle_(**options), self.figure()._repr_png_())
 
     def __repr__(self) -> str:
         return f"PreferenceStudy({self.rater!r}: {self.trial} of {self.total} questions answered)"

@@ -1,0 +1,106 @@
+"""What an evaluation is asked for: methods, metrics and clips, each by a name of its own.
+
+Everything is checked here, before anything is computed. Raises ValueError for what cannot be meant.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from tfkit.editing import edit
+from tfkit.inversion import invert
+from tfkit.menagerie.tasks import Change, Task
+from tfkit.methods import Method
+from tfkit.propagation import Propagation
+from tfkit.scores import METRICS
+from tfkit.video import Clip
+
+_EDIT = set(inspect.signature(edit).parameters) - {"model", "source", "prompt", "progress"}
+INVERSION = {"fixed_point", "control", "batch"} & set(inspect.signature(invert).parameters)
+
+
+def check_names(what: str, given: Iterable[str], known: set[str]) -> None:
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise ValueError(
+            f"{what}: unknown setting {', '.join(map(repr, unknown))}; "
+            f"expected some of {', '.join(sorted(known))}"
+        )
+
+
+def named(what: str, given, name: str) -> dict:
+    if not isinstance(given, Mapping) or not given:
+        raise ValueError(f"{what}={given!r}: expected a mapping {{{name}: ...}} of one or more")
+    return {str(key): value for key, value in given.items()}
+
+
+def method_settings(name: str, how) -> dict[str, Any] | Callable:
+    """What :func:`tfkit.edit` is given, or a function in its place."""
+    if isinstance(how, Mapping):
+        check_names(f"method {name!r}", how, _EDIT)
+        return dict(how)
+    if isinstance(how, type) or not (isinstance(how, Method | Propagation) or callable(how)):
+        raise ValueError(
+            f"method {name!r} is {how!r}; expected settings of tfkit.edit in a mapping, "
+            "tfkit.TokenFlow(...) or another propagation or method, or a function "
+            "(model, source, prompt) -> frames"
+        )
+    if isinstance(how, Propagation):
+        return {"propagation": how}
+    return {"method": how} if isinstance(how, Method) else how
+
+
+def metric_names(metrics) -> tuple[tuple[str, ...], dict[str, Callable]]:
+    """The names of tfkit's own metrics, in their order, and the user's functions by name."""
+    if metrics is None:
+        return tuple(METRICS), {}
+    metrics = [metrics] if isinstance(metrics, str) or callable(metrics) else list(metrics)
+    own = {getattr(m, "__name__", type(m).__name__): m for m in metrics if callable(m)}
+    names = [metric for metric in metrics if not callable(metric)]
+    unknown = [name for name in names if name not in METRICS]
+    if unknown or not metrics:
+        raise ValueError(
+            f"metrics: {unknown or metrics!r}; expected functions, or names among "
+            f"{', '.join(METRICS)}"
+        )
+    if len(own) < len(metrics) - len(names) or set(own) & set(METRICS):
+        raise ValueError(
+            f"metrics: functions called {', '.join(own)}; expected names that differ from each "
+            "other and from tfkit's own"
+        )
+    return tuple(name for name in METRICS if name in names), own
+
+
+def named_clips(clips) -> list[tuple[str, Task | Clip, tuple[Change, ...]]]:
+    """(name, clip, what is asked of it), each name once."""
+    pairs = clips.items() if isinstance(clips, Mapping) else None
+    if pairs is None:
+        pairs = ((None, one) for one in ([clips] if isinstance(clips, Task) else clips))
+    out: dict[str, tuple] = {}
+    for i, (name, one) in enumerate(pairs):
+        if isinstance(one, Task):
+            clip, changes = one, one.changes
+        else:
+            clip, changes = _pair(i, one)
+        name = name or clip.caption or f"clip {i + 1}"
+        same = sum(other == name or other.startswith(f"{name} (") for other in out)
+        out[f"{name} ({same + 1})" if same else name] = clip, changes
+    if not out:
+        raise ValueError("clips is empty; expected tfkit.menagerie.benchmark() or (Clip, prompts)")
+    return [(name, *rest) for name, rest in out.items()]
+
+
+def _pair(i: int, given) -> tuple[Clip, tuple[Change, ...]]:
+    if not isinstance(given, tuple | list) or len(given) != 2 or not isinstance(given[0], Clip):
+        raise ValueError(
+            f"clips: number {i + 1} is a {type(given).__name__}; expected a task of "
+            "tfkit.menagerie.benchmark() or a pair (Clip, prompt or prompts)"
+        )
+    clip, prompts = given
+    prompts = [prompts] if isinstance(prompts, str | Change) else list(prompts)
+    if not prompts or not all(isinstance(one, str | Change) for one in prompts) or len(clip) < 2:
+        raise ValueError(
+            f"clips: number {i + 1} has {len(clip)} frames and the prompts {prompts!r}; expected "
+            "two frames and one text, or more"
+        )
+    return clip, tuple(p if isinstance(p, Change) else Change(p, "", "", "") for p in prompts)
