@@ -9,6 +9,7 @@ from tfkit.attention import (
     FirstAttention,
     FlowAttention,
     JointAttention,
+    KeyframeAttention,
     KeyTokens,
     extended,
     propagate,
@@ -100,6 +101,41 @@ def test_frames_pass_computes_no_queries_of_the_edited_branches(layer):
     flow(layer, tokens_for(layer, 3 * 3, seed=1))
     handle.remove()
     assert seen == [3]
+
+
+# Joint attention to keyframes
+
+
+def test_other_frames_attend_to_the_keyframes_and_not_to_themselves(layer):
+    keys, others = tokens_for(layer, 3 * 2), tokens_for(layer, 3 * 4, seed=1)
+    attention = KeyframeAttention(branches=3, source=True)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(layer, keys), extended(layer, keys, 3, True))
+        attention.recall = True
+        out = attention(layer, others)
+        torch.testing.assert_close(out[:4], layer(others[:4]), rtol=0, atol=1e-12)
+        for branch in (1, 2):
+            both = keys[2 * branch : 2 * branch + 2].reshape(1, -1, keys.shape[-1])
+            for i in range(4):
+                frame = others[4 * branch + i : 4 * branch + i + 1]
+                crossed = layer(frame, encoder_hidden_states=both)
+                torch.testing.assert_close(out[4 * branch + i], crossed[0], rtol=0, atol=1e-12)
+
+
+def test_with_every_frame_a_keyframe_it_is_joint_attention(model):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 4, 8, 8, generator=g, dtype=torch.float64)
+    source = tfkit.invert(model, x, "a cat", steps=2, progress=False)
+    joint, keyed, sparse, parts = (
+        tfkit.edit(model, source, "a dog", propagation=way, batch=b, progress=False).latents
+        for way, b in [
+            (tfkit.ExtendedAttention(), 8), (tfkit.ExtendedAttention(interval=1), 8),
+            (tfkit.ExtendedAttention(interval=3), 8), (tfkit.ExtendedAttention(interval=3), 1),
+        ]
+    )  # fmt: skip
+    torch.testing.assert_close(joint, keyed, rtol=0, atol=1e-12)
+    torch.testing.assert_close(sparse, parts, rtol=0, atol=1e-9)
+    assert not torch.allclose(joint, sparse)
 
 
 # Cross-frame attention

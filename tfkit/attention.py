@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from tfkit.correspondence import follow, nearest_neighbors
 from tfkit.keyframes import Neighbors
 
+Keys = tuple[Tensor, Tensor]  # keys and values, of one list for each branch: (b, m, d) each
+
 
 def project(attn: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (b, n, d) of tokens (b, n, d)."""
@@ -39,6 +41,16 @@ def extended(
     softmax(Q_i [K_1 .. K_k]^T / sqrt d) [V_1 .. V_k]  (TokenFlow, eq. 3). All queries of a branch
     share one list of keys, so they are one long sequence and nothing is copied.
     """
+    return extended_over(attn, tokens, branches, source)[0]
+
+
+def extended_over(
+    attn: nn.Module, tokens: Tensor, branches: int, source: bool, keys: Keys | None = None
+) -> tuple[Float[Tensor, "b n d"], Keys | None]:
+    """The same over ``keys``, the keys and values (b, m, d) of other frames, where they are given.
+
+    Returns those attended to as well; None where no branch but the source is there.
+    """
     q, k, v = project(attn, tokens)
     frames = len(tokens) // branches
     alone = frames if source else 0
@@ -46,9 +58,10 @@ def extended(
     if alone:
         outs.append(attend(attn, q[:alone], k[:alone], v[:alone]))
     if branches > int(source):
-        joint = (rearrange(x[alone:], "(b f) n d -> b (f n) d", f=frames) for x in (q, k, v))
-        outs.append(rearrange(attend(attn, *joint), "b (f n) d -> (b f) n d", f=frames))
-    return torch.cat(outs)
+        q, k, v = (rearrange(x[alone:], "(b f) n d -> b (f n) d", f=frames) for x in (q, k, v))
+        keys = (k, v) if keys is None else keys
+        outs.append(rearrange(attend(attn, q, *keys), "b (f n) d -> (b f) n d", f=frames))
+    return torch.cat(outs), keys
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +81,24 @@ class JointAttention:
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
         return extended(attn, hidden_states, self.branches, self.source)
+
+
+@dataclass(eq=False)
+class KeyframeAttention:
+    """A processor with two modes: the keyframes attend to each other, and the others to them.
+
+    Of each layer it holds the keyframes' keys and values until the next step replaces them.
+    """
+
+    branches: int
+    source: bool
+    recall: bool = False  # False: the keyframes' pass
+    kept: dict[nn.Module, Keys | None] = field(default_factory=dict)
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
+        keys = self.kept[attn] if self.recall else None
+        out, self.kept[attn] = extended_over(attn, hidden_states, self.branches, self.source, keys)
+        return out
 
 
 @dataclass(eq=False)

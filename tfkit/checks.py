@@ -1,5 +1,6 @@
 """What is asked of frames, latents and numbers before anything is computed with them."""
 
+from collections.abc import Iterable
 from numbers import Integral
 
 import torch
@@ -41,3 +42,9 @@ def check_whole(name: str, value, least: int = 1) -> None:
     """Raises ValueError unless ``value`` is a whole number of at least ``least``."""
     if not is_whole(value) or value < least:
         raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+
+
+def check_choice(name: str, value, known: Iterable) -> None:
+    """Raises ValueError unless ``value`` is among the ``known`` ones."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")

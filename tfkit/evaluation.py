@@ -16,7 +16,7 @@ from typing import Any, Literal
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from tfkit.checks import check_whole
+from tfkit.checks import check_choice, check_whole
 from tfkit.diffusion import LatentDiffusion
 from tfkit.entries import INVERSION, check_names, method_settings, metric_names, named, named_clips
 from tfkit.jobs import Job, Meter, Portable, run
@@ -94,9 +94,8 @@ def evaluate(
         name: method_settings(name, how) for name, how in named("methods", methods, "name").items()
     }
     names, own = metric_names(metrics)
-    for name, value, known in (("flow", flow, (None, *FLOWS)), ("errors", errors, _ERRORS)):
-        if value not in known:
-            raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
+    check_choice("flow", flow, (None, *FLOWS))
+    check_choice("errors", errors, ("warn", "raise"))
     check_whole("steps", steps)
     inversion = dict(inversion or {})
     check_names("inversion", inversion, INVERSION)
@@ -165,9 +164,6 @@ def summary(
     if not rows:
         raise ValueError("the table has no values; expected a row of one edit that succeeded")
     return ScoreTable(rows)
-
-
-_ERRORS = ("warn", "raise")
 
 
 def _tell(edits: list[dict]) -> None:

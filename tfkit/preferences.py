@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from statistics import median
 
+from tfkit.checks import check_choice
 from tfkit.choices import Answer, Question
 from tfkit.intervals import bootstrap
 
@@ -130,8 +131,7 @@ def summarize(
     pairs with replacement and gives their mean share: wider, and right where several raters saw the
     same pairs. Raises ValueError where there are no answers, or for settings out of range.
     """
-    if interval not in INTERVALS:
-        raise ValueError(f"interval={interval!r}: expected one of {INTERVALS}")
+    check_choice("interval", interval, INTERVALS)
     if not 0 < level < 1:
         raise ValueError(f"level={level!r}: expected a share between 0 and 1, such as 0.95")
     answers = list(answers)

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tfkit.attention import FirstAttention, FlowAttention, JointAttention
+from tfkit.attention import FirstAttention, FlowAttention, JointAttention, KeyframeAttention
+from tfkit.checks import check_choice, check_whole
 from tfkit.keyframes import Neighbors, draw_keyframes, paper_neighbors, reference_neighbors
 
 Pass = Callable[[Tensor], Tensor]  # frame indices (n,) -> their guided noise (n, c, h, w)
@@ -64,21 +65,47 @@ class PerFrame:
 
 @dataclass(frozen=True)
 class ExtendedAttention:
-    """Joint attention: each frame attends to all frames (eq. 3). All of them in one pass."""
+    """Joint attention: each frame attends to all frames (eq. 3), or to the keyframes alone.
+
+    interval: None: all frames in one pass. A whole number: one keyframe in so many frames; they
+    attend to each other, then the others to them, a batch at a time: the paper's ablation of
+    TokenFlow (section 5.3). keyframes: "random" in each interval at every step, or "fixed".
+    """
+
+    interval: int | None = None
+    keyframes: Literal["random", "fixed"] = "random"
 
     reads_source = False
 
-    def draw(self, frames, steps, seed) -> None:
-        return None
+    def __post_init__(self):
+        if self.interval is not None:
+            check_whole("interval", self.interval)
+        check_choice("keyframes", self.keyframes, ("random", "fixed"))
+
+    def draw(self, frames, steps, seed) -> Int[Tensor, "steps k"] | None:
+        if self.interval is None:
+            return None
+        fixed = self.keyframes == "fixed"
+        return draw_keyframes(frames, self.interval, steps, fixed=fixed, seed=seed)
 
     def check(self, keyframes, frames) -> None:
-        raise ValueError("ExtendedAttention takes no keyframes; leave them out")
+        if self.interval is None:
+            raise ValueError(
+                "ExtendedAttention() takes no keyframes; leave them out, or give an interval for "
+                "joint attention to keyframes alone"
+            )
 
-    def attention(self, branches, source) -> JointAttention:
-        return JointAttention(branches, source)
+    def attention(self, branches, source) -> JointAttention | KeyframeAttention:
+        kind = JointAttention if self.interval is None else KeyframeAttention
+        return kind(branches, source)
 
     def predict(self, run, attention, frames, keyframes, batch) -> Tensor:
-        return run(torch.arange(frames))
+        if keyframes is None:
+            return run(torch.arange(frames))
+        attention.recall = False
+        noise = run(keyframes)
+        attention.recall = True
+        return _with_others(run, noise, keyframes, frames, batch)
 
 
 @dataclass(frozen=True)
@@ -127,20 +154,11 @@ class TokenFlow:
     reads_source = True
 
     def __post_init__(self):
-        if (
-            isinstance(self.interval, bool)
-            or not isinstance(self.interval, int)
-            or self.interval < 1
-        ):
-            raise ValueError(f"interval={self.interval!r}: expected a whole number of at least 1")
-        choices = {
-            "variant": ("paper", "reference"), "field": (None, "output", "input"),
-            "blend": ("sigmoid", "linear"), "keyframes": ("random", "fixed"),
-        }  # fmt: skip
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                options = ", ".join(repr(option) for option in allowed)
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {options}")
+        check_whole("interval", self.interval)
+        check_choice("variant", self.variant, ("paper", "reference"))
+        check_choice("field", self.field, (None, "output", "input"))
+        check_choice("blend", self.blend, ("sigmoid", "linear"))
+        check_choice("keyframes", self.keyframes, ("random", "fixed"))
 
     def draw(self, frames, steps, seed) -> Int[Tensor, "steps k"]:
         fixed = self.keyframes == "fixed"
@@ -171,16 +189,23 @@ class TokenFlow:
     def predict(self, run, attention, frames, keyframes, batch) -> Tensor:
         attention.neighbors = None
         noise = run(keyframes)
-        if self.variant == "paper":  # keyframes are done; the others follow
-            todo = (
-                torch.ones(frames, dtype=torch.bool).index_fill(0, keyframes, False).nonzero()[:, 0]
-            )
-        else:  # every frame is carried, the keyframes' own noise is dropped
-            todo = torch.arange(frames)
-        out = noise.new_empty(frames, *noise.shape[1:])
-        out[keyframes] = noise
-        for chunk in todo.split(batch) if len(todo) else ():
-            near = self.neighbors(chunk, keyframes, frames)
-            attention.neighbors = near.to(noise.device)
-            out[chunk] = run(chunk)
-        return out
+
+        def carried(chunk: Tensor) -> Tensor:
+            attention.neighbors = self.neighbors(chunk, keyframes, frames).to(noise.device)
+            return run(chunk)
+
+        if self.variant == "paper":
+            return _with_others(carried, noise, keyframes, frames, batch)
+        return torch.cat([carried(chunk) for chunk in torch.arange(frames).split(batch)])
+
+
+def _with_others(
+    run: Pass, noise: Tensor, keyframes: Tensor, frames: int, batch: int
+) -> Float[Tensor, "f c h w"]:
+    """The keyframes' noise, which is there, and that of all other frames."""
+    others = torch.ones(frames, dtype=torch.bool).index_fill(0, keyframes, False).nonzero()[:, 0]
+    out = noise.new_empty(frames, *noise.shape[1:])
+    out[keyframes] = noise
+    for chunk in others.split(batch) if len(others) else ():
+        out[chunk] = run(chunk)
+    return out

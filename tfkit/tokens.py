@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tfkit import hooks
+from tfkit.checks import check_choice
 from tfkit.codec import replacing
 from tfkit.conditions import latent_depth
 from tfkit.diffusion import LatentDiffusion, check_latents, check_whole, is_whole
@@ -133,8 +134,7 @@ def extract_features(
     row. folder: write each timestep there as it comes, float16, and map it when read.
     Raises ValueError for kinds, layers or timesteps that are not there, naming those that are.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: expected one of {', '.join(map(repr, KINDS))}")
+    check_choice("kind", kind, KINDS)
     check_whole("batch", batch)
     names = hooks.match(model.unet, layers, _modules(kind))
     timesteps = [t.item() if isinstance(t, Tensor) else t for t in timesteps]
