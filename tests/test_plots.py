@@ -130,6 +130,26 @@ def test_figures_are_saved_whole(tmp_path, suffix, start):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_palette_makes_a_figure_small_and_keeps_its_look(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    blocks = torch.rand(4, 3, 6, 6, generator=g).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    noise = torch.rand(4, 3, 48, 48, generator=g)
+    sheet = contact_sheet({"a": (blocks + 0.02 * noise).clamp(0, 1)})
+    full = save(sheet, tmp_path / "full.png", dpi=80)
+    small = save(sheet, tmp_path / "small.png", dpi=80, colors=256)
+    assert small.stat().st_size < full.stat().st_size / 2
+    pictures = [np.asarray(Image.open(p).convert("RGB"), dtype=float) for p in (full, small)]
+    assert pictures[0].shape == pictures[1].shape
+    assert abs(pictures[0] - pictures[1]).mean() < 6
+
+
+@pytest.mark.parametrize(("name", "colors"), [("a.svg", 256), ("a.png", 1), ("a.png", 257)])
+def test_a_palette_is_of_pngs_and_of_2_to_256_colors(tmp_path, name, colors):
+    with pytest.raises(ValueError, match=f"colors={colors}"):
+        save(contact_sheet(CLIPS), tmp_path / name, colors=colors)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_figure_never_takes_the_place_of_a_folder(tmp_path):
     (tmp_path / "mine.png").mkdir()
     (tmp_path / "mine.png" / "a.txt").write_text("keep me")

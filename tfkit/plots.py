@@ -174,13 +174,24 @@ def side_by_side(clips: Mapping, *, zoom: int | None = None) -> Float[Tensor, "f
     return out
 
 
-def save(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> Path:
-    """Write a figure to a .png, .svg, .pdf, .jpg or .webp, which appears only once complete."""
+def save(
+    figure: Figure, path: str | os.PathLike, dpi: int = 150, *, colors: int | None = None
+) -> Path:
+    """Write a figure to a .png, .svg, .pdf, .jpg or .webp, which appears only once complete.
+
+    colors: of a PNG, at most 256: a sheet of frames takes a quarter of the bytes then; None: all.
+    """
     path = Path(path).expanduser()
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{str(path)!r} ends in {path.suffix!r}; expected {', '.join(FORMATS)}")
+    if colors is not None and (path.suffix.lower() != ".png" or not 2 <= colors <= 256):
+        raise ValueError(f"colors={colors!r} for {str(path)!r}: expected 2 to 256, and a .png")
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix.lower()[1:], dpi=dpi)
+        if colors is not None:
+            with Image.open(temporary) as picture:
+                few = picture.convert("RGB").quantize(colors)
+            few.save(temporary, format="png", optimize=True)
     return path
 
 

@@ -40,6 +40,7 @@ class PreferenceStudy(anywidget.AnyWidget):
     where this rater stopped; several raters may share a file. seed: of order and sides, which
     differ from rater to rater. repeats: how many pairs come again at the end, sides swapped, to see
     whether a rater agrees with himself. budget: megabytes that one pair may take on the page.
+    progress: a bar while the videos are packed.
 
     Traits, for the page to show: ``trial``, ``total``, ``prompt``, ``problem``. Raises ValueError
     for pairs that do not fit, and for a file that is another study's.
@@ -65,6 +66,7 @@ class PreferenceStudy(anywidget.AnyWidget):
         repeats: int = 0,
         budget: float | int = 4,
         fps: float | int | None = None,
+        progress: bool = True,
     ):
         check_whole("seed", seed, least=0)
         self.rater, self._fps = rater, fps
@@ -72,7 +74,7 @@ class PreferenceStudy(anywidget.AnyWidget):
         trials = choices.plan(self._questions, seed=seed, rater=rater, repeats=repeats)
         whole = hashlib.sha256(repr((question, self._questions)).encode()).hexdigest()
         self.file = Path(file or f"preferences-{whole[:8]}.jsonl").expanduser()
-        bar = tqdm(self._pairs, desc="pairs", leave=False, disable=len(self._pairs) < 4)
+        bar = tqdm(self._pairs, desc="pairs", leave=False, disable=not progress)
         # all of it first, so that nobody waits between two questions; a pair's videos all alike
         packed = [films.pack(pair.videos, budget * 1e6) for pair in bar]
         self._answers = choices.begin(self.file, question, self._questions)
