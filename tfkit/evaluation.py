@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from joblib import Parallel, delayed
@@ -86,10 +87,7 @@ def evaluate(
     other; errors="raise" stops at once. Raises ValueError for settings that cannot be meant, and
     RuntimeError where not one edit succeeds.
     """
-    try:
-        import pandas
-    except ImportError:
-        raise ImportError("tfkit.evaluate needs pandas: pip install 'tfkit[evaluation]'") from None
+    pandas = need_pandas("tfkit.evaluate")
     methods = {
         name: method_settings(name, how) for name, how in named("methods", methods, "name").items()
     }
@@ -164,6 +162,15 @@ def summary(
     if not rows:
         raise ValueError("the table has no values; expected a row of one edit that succeeded")
     return ScoreTable(rows)
+
+
+def need_pandas(what: str) -> ModuleType:
+    """pandas, which only the extra "evaluation" brings; ImportError says how to get it."""
+    try:
+        import pandas
+    except ImportError:
+        raise ImportError(f"{what} needs pandas: pip install 'tfkit[evaluation]'") from None
+    return pandas
 
 
 def _tell(edits: list[dict]) -> None:
