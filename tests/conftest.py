@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 # Before anything of Hugging Face is imported: a test must never reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -66,3 +67,15 @@ def wolf():
     if not path.exists():
         pytest.skip(f"{path} is not there")
     return path
+
+
+@pytest.fixture
+def cells(monkeypatch):
+    """A kernel's cells: what other threads ask to be done there, waiting in a list."""
+    from ipykernel.kernelbase import Kernel
+
+    waiting = []
+    loop = SimpleNamespace(add_callback=waiting.append)
+    monkeypatch.setattr(Kernel, "initialized", lambda: True)
+    monkeypatch.setattr(Kernel, "instance", lambda: SimpleNamespace(io_loop=loop))
+    return waiting

@@ -1,6 +1,7 @@
 """The caption composer without a browser: its traits are the truth, its views follow them."""
 
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -80,6 +81,17 @@ def test_the_model_paints_the_caption():
     torch.testing.assert_close(made, want[0])
     composer.seed = 5  # another scene: the picture of the last one goes
     assert composer._picture.layout.display == "none"
+
+
+def test_the_button_waits_for_the_running_cell(cells):
+    """JupyterLab's subshells: the model is never in two hands."""
+    composer = CaptionComposer(tfkit.load(device="cpu"), caption="a red cat on snow", frames=2)
+    beside = threading.Thread(target=composer._button.click)
+    beside.start()
+    beside.join()
+    assert composer._picture.layout.display == "none" and len(cells) == 1
+    cells[0]()
+    assert composer._picture.layout.display == ""
 
 
 def test_without_a_model_it_says_so():

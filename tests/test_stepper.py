@@ -3,13 +3,11 @@
 import io
 import threading
 from base64 import b64decode
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import traitlets
-from ipykernel.kernelbase import Kernel
 from PIL import Image
 from pipelines import moving_latents
 from unchanged import unchanged
@@ -340,12 +338,8 @@ def test_its_static_twin_is_what_it_shows(stepper):
 # --- Threads that are not the cells' ---
 
 
-def test_what_comes_in_by_another_thread_is_done_where_cells_run(stepper, monkeypatch):
+def test_what_comes_in_by_another_thread_is_done_where_cells_run(stepper, cells):
     """JupyterLab's subshells: the model is never in two hands."""
-    waiting = []
-    loop = SimpleNamespace(add_callback=waiting.append)
-    monkeypatch.setattr(Kernel, "initialized", lambda: True)
-    monkeypatch.setattr(Kernel, "instance", lambda: SimpleNamespace(io_loop=loop))
 
     def page():
         stepper._handle_custom_msg({"do": "step", "with": {"positions": {"A": 0}}}, [])
@@ -354,7 +348,7 @@ def test_what_comes_in_by_another_thread_is_done_where_cells_run(stepper, monkey
     beside = threading.Thread(target=page)
     beside.start()
     beside.join()
-    assert stepper.position == 0 and len(waiting) == 2
-    for action in waiting:
+    assert stepper.position == 0 and len(cells) == 2
+    for action in cells:
         action()
     assert stepper.position == 1 and stepper.playing

@@ -17,6 +17,7 @@ from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import generate
 from tfkit.menagerie import vocabulary, world
 from tfkit.video import resize, to_uint8
+from tfkit.widgets.kernel import where_cells_run
 from tfkit.widgets.twin import with_picture
 
 OPEN = "(open)"  # what a menu says of what the caption does not
@@ -72,7 +73,7 @@ class CaptionComposer(widgets.VBox):
             menu.observe(self._chosen, "value")
         self._text.observe(self._typed, "value")
         widgets.link((self, "seed"), (self._seeds, "value"))
-        self._button.on_click(lambda button: self.generate())
+        self._button.on_click(lambda button: where_cells_run(self.generate))
         self.seed, self.caption = seed, caption
         self.observe(self._show, ["caption", "seed"])
         self._show()

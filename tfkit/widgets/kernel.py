@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-def where_cells_run(action: Callable[[], None]) -> None:
+def where_cells_run(action: Callable[[], object]) -> None:
     """Calls ``action`` at once where cells run; from another thread's message, as soon as there."""
     if threading.current_thread() is threading.main_thread():
-        return action()
+        action()
+        return
     from ipykernel.kernelbase import Kernel  # only a kernel has such threads
 
-    if not Kernel.initialized():
-        return action()
-    Kernel.instance().io_loop.add_callback(action)
+    if Kernel.initialized():
+        Kernel.instance().io_loop.add_callback(action)
+    else:
+        action()
 
 
 @contextmanager
