@@ -6,6 +6,7 @@ from base64 import b64encode
 import numpy as np
 import pytest
 import torch
+from pages import leaving
 
 from tfkit.menagerie import film
 from tfkit.video import to_uint8
@@ -24,39 +25,16 @@ READ = f"""() => {{
   }}));
 }}"""
 WATCH = "() => { window.seen = []; addEventListener('compared', (e) => seen.push(e.detail)); }"
-# A model like the page's, which counts who listens to it.
-LEAVING = """async (module) => {
-  const { default: widget } = await import("data:text/javascript;base64," + module);
-  const state = JSON.parse(document.getElementById("state").textContent, (key, value) =>
-    value?.base64 === undefined ? value :
-      new DataView(Uint8Array.from(atob(value.base64), (c) => c.charCodeAt(0)).buffer));
-  const heard = [];
-  const model = {
-    get: (name) => state[name], save_changes() { throw new Error("the kernel is gone"); },
-    set(name, value) {
-      state[name] = value;
-      heard.filter(([e]) => e === "change:" + name).forEach(([, f]) => f());
-    },
-    on: (...pair) => heard.push(pair),
-    off: (e, f) => heard.splice(heard.findIndex((pair) => pair[0] === e && pair[1] === f), 1),
-  };
-  const el = document.body.appendChild(document.createElement("div"));
-  let drawn = 0, asked = 0;
-  el.addEventListener("compared", () => drawn++);
-  const pause = () => new Promise((done) => setTimeout(done, 600));
-  const leave = widget.render({ model, el });
-  await pause();
-  model.set("playing", true);
-  await pause();
-  const alive = [heard.length, drawn, el.children.length], before = state.frame;
-  leave();
+LEAVING = leaving(
+    "compared", 'model.set("playing", true);', "const before = state.frame;",
+    """let asked = 0;
   const request = window.requestAnimationFrame;
   window.requestAnimationFrame = (f) => { asked++; return request(f); };
   model.set("frame", 0);
   await pause();
-  window.requestAnimationFrame = request;
-  return [alive, [heard.length, drawn, el.children.length], asked, before, state.frame];
-}"""
+  window.requestAnimationFrame = request;""",
+    tell="asked, before, state.frame",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

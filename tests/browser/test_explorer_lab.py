@@ -1,5 +1,7 @@
 """The correspondence explorer in JupyterLab: between Python and page, and after Python."""
 
+from pages import ASK, KERNEL, RUN
+
 MAKE = """
 import torch
 from tfkit.menagerie import film
@@ -9,13 +11,6 @@ clip = film("a red cat on snow", frames=4, seed=1)
 explorer = CorrespondenceExplorer(clip, {(1, "up.3"): torch.randn(4, 256, 16)})
 explorer
 """
-KERNEL = "jupyterapp.shell.currentWidget.sessionContext.session.kernel"
-ASK = f"""async (code) => {{
-  const wanted = {{ code: "", user_expressions: {{ it: code }} }};
-  const reply = await {KERNEL}.requestExecute(wanted).done;
-  return reply.content.user_expressions.it.data["text/plain"];
-}}"""
-RUN = f"async (code) => {{ await {KERNEL}.requestExecute({{ code }}).done; }}"
 
 
 def test_traits_move_the_view_and_the_view_the_traits_and_then_the_kernel_dies(notebook):

@@ -6,7 +6,7 @@ from base64 import b64encode
 import numpy as np
 import pytest
 import torch
-from leaving import LEAVING
+from pages import leaving
 from PIL import Image
 
 from tfkit.menagerie import film
@@ -175,7 +175,11 @@ def test_a_finger_probes_and_pins_with_the_button(explorer, opened, tmp_path):
 
 def test_a_view_that_is_left_leaves_nothing_running(page, explorer):
     module = b64encode(explorer._esm.encode()).decode()
-    alive, left = page.evaluate(LEAVING, module)
+    script = leaving(
+        "explored", 'model.set("probe", [0, 5, 6]);', 'model.set("probe", [0, 9, 9]);',
+        'model.set("probe", [0, 7, 6]); dispatchEvent(new Event("resize"));',
+    )  # fmt: skip
+    alive, left = page.evaluate(script, module)
     assert alive[0] > 5 and alive[1] >= 2 and alive[2] == 1
     assert left == [0, alive[1], 0]
 

@@ -1,13 +1,12 @@
 """The components' explorer in a real browser: its page from a file, with the network off."""
 
 import io
-import re
 from base64 import b64encode
 
 import numpy as np
 import pytest
 import torch
-from leaving import LEAVING
+from pages import leaving
 from PIL import Image
 
 from tfkit.menagerie import film
@@ -197,9 +196,11 @@ def test_a_finger_draws_a_line_and_all_fits_a_phone(explorer, opened, tmp_path):
 
 def test_a_view_that_is_left_leaves_nothing_running(page, explorer):
     module = b64encode(explorer._esm.encode()).decode()
-    leaving = re.sub(r'"probe", \[0, (\d), (\d)\]', r'"line", [1, 2, 3\1, 4\2]', LEAVING)
-    assert '"line", [1, 2, 35, 46]' in leaving
-    alive, left = page.evaluate(leaving, module)
+    script = leaving(
+        "explored", 'model.set("line", [1, 2, 35, 46]);', 'model.set("line", [1, 2, 39, 49]);',
+        'model.set("line", [1, 2, 37, 46]); dispatchEvent(new Event("resize"));',
+    )  # fmt: skip
+    alive, left = page.evaluate(script, module)
     assert alive[0] > 8 and alive[1] >= 2 and alive[2] == 1
     assert left == [0, alive[1], 0]
 

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+from pages import ASK, KERNEL, RUN
 from PIL import Image
 
 MAKE = """
@@ -21,13 +22,6 @@ def session(steps=0):
 stepper = EditStepper(session())
 stepper
 """
-KERNEL = "jupyterapp.shell.currentWidget.sessionContext.session.kernel"
-ASK = f"""async (code) => {{
-  const wanted = {{ code: "", user_expressions: {{ it: code }} }};
-  const reply = await {KERNEL}.requestExecute(wanted).done;
-  return reply.content.user_expressions.it.data["text/plain"];
-}}"""
-RUN = f"async (code) => {{ await {KERNEL}.requestExecute({{ code }}).done; }}"
 SAME = "torch.equal(stepper.session.latents, session(stepper.position).latents)"
 
 

@@ -3,6 +3,8 @@
 import json
 from itertools import pairwise
 
+from pages import ASK, KERNEL, RUN
+
 MAKE = """
 import torch
 from tfkit.menagerie import film
@@ -21,13 +23,6 @@ clip = film("a red cat on snow", frames=6, seed=1)
 compare = VideoCompare({"source": clip, "negative": 1 - clip.frames}, fps=10)
 compare
 """
-KERNEL = "jupyterapp.shell.currentWidget.sessionContext.session.kernel"
-ASK = f"""async (code) => {{
-  const wanted = {{ code: "", user_expressions: {{ it: code }} }};
-  const reply = await {KERNEL}.requestExecute(wanted).done;
-  return reply.content.user_expressions.it.data["text/plain"];
-}}"""
-RUN = f"async (code) => {{ await {KERNEL}.requestExecute({{ code }}).done; }}"
 RUN_ALL = "jupyterapp.commands.execute('notebook:run-all-cells')"
 
 
