@@ -18,7 +18,7 @@ ORDER = [
     "tracks", "pca", "keyframes", "attention", "swapping", "propagation", "session",
     "editing", "metrics", "raft", "fidelity", "matches", "clip", "dino", "intervals",
     "choices", "preferences", "scores",
-    "scoring", "records", "jobs", "entries", "evaluation", "overlays",
+    "scoring", "records", "jobs", "entries", "evaluation", "tables", "overlays",
     "plots", "charts", "demo", "bench",
     "widgets.twin", "widgets.kernel", "widgets.composer", "widgets.compact", "widgets.page",
     "widgets.films", "widgets.compare", "widgets.study",

@@ -1,4 +1,4 @@
-"""The command line: `python -m tfkit edit VIDEO PROMPT ...`, `demo` and `bench`."""
+"""The command line: `python -m tfkit edit VIDEO PROMPT ...`, `demo`, `bench`, `tables`."""
 
 import argparse
 import sys
@@ -16,6 +16,16 @@ def parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="edit a clip of the menagerie, with and without")
     demo.add_argument("--output", type=Path, default=Path("figures"), help="folder (figures)")
     commands.add_parser("bench", help="how fast it is: ratios of timings in one run")
+    every = commands.add_parser(
+        "tables", help="the paper's tables on the benchmark (hours; goes on where it was stopped)"
+    )
+    every.add_argument("--folder", type=Path, default=Path("runs/tables"), help="of what is done")
+    every.add_argument("--output", type=Path, help="CSV (beside the package, for notebook 11)")
+    every.add_argument("--clips", type=int, default=24, help="of the benchmark's 24")
+    every.add_argument("--frames", type=int, default=8, help="of each (8)")
+    every.add_argument("--prompts", type=int, default=3, help="of each clip's three")
+    every.add_argument("--steps", type=int, default=16, help="of inversion and edit (16)")
+    every.add_argument("--workers", type=int, default=1, help="clips at once (1)")
 
     one = commands.add_parser("edit", help="edit a video", description="Edits a video to a prompt.")
     one.add_argument("video", help="mp4, GIF, or a folder of images")
@@ -83,6 +93,18 @@ def run_edit(args: argparse.Namespace) -> None:
     print(f"wrote {path}: {len(clip)} frames of {w} x {h}, {seconds:.0f} s")
 
 
+def run_tables(args: argparse.Namespace) -> None:
+    """Measures the benchmark, writes the table and prints its summary."""
+    from tfkit import evaluation, tables
+
+    made_with = {name: getattr(args, name) for name in ("clips", "frames", "prompts", "steps")}
+    table = tables.measure(**made_with, folder=args.folder, n_jobs=args.workers)
+    path = tables.write_table(args.output or tables.STORED, table, **made_with)
+    print(evaluation.summary(table[table.metric != "psnr"]))
+    print(evaluation.summary(table[table.metric == "psnr"]))
+    print(f"wrote {path}: {len(table)} numbers")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command. A user's mistake: one line on stderr and exit status 2."""
     args = parser().parse_args(argv)
@@ -95,6 +117,8 @@ def main(argv: list[str] | None = None) -> int:
             from tfkit import bench
 
             bench.run()
+        elif args.command == "tables":
+            run_tables(args)
         else:
             run_edit(args)
     except (ValueError, OSError, FloatingPointError) as error:

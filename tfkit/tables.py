@@ -1,0 +1,188 @@
+"""The paper's tables: its published figures, and the same measured on the benchmark.
+
+    python -m tfkit tables --folder runs/tables
+
+edits every clip of :func:`tfkit.menagerie.benchmark` by every one of :data:`CONTENDERS`, which
+takes hours on a laptop and goes on where it was stopped, and writes the result beside this module,
+with all it was made with. Notebook 11 reads that file and makes a small part of it again.
+"""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tfkit import metrics
+from tfkit.checks import check_whole
+from tfkit.codec import replacing
+from tfkit.control import ControlNet
+from tfkit.evaluation import COLUMNS, evaluate, need_pandas, summary
+from tfkit.loading import load
+from tfkit.menagerie.tasks import Task, benchmark
+from tfkit.methods import Plain, PlugAndPlay, SDEdit
+from tfkit.propagation import ExtendedAttention, FirstFrame, PerFrame, TokenFlow
+from tfkit.video import Clip
+
+STORED = Path(__file__).parent / "tables.csv"
+GUIDANCE, INTERVAL = 4, 4  # classifier-free guidance; frames for each keyframe
+MEASURED = ("warp_error", "frame_consistency", "text_alignment", "success", "background_psnr")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of the paper's Tables 1 to 3, where it has the figure.
+
+    clip: CLIP similarity of frames and prompt; warp: warp error x 10^3; psnr: of a reconstruction
+    in dB; seconds: 40 frames of 512 x 512 in 50 steps on the authors' GPU. They are other videos,
+    another model and another CLIP than ours: what can be compared is the order, and ratios.
+    """
+
+    clip: float | None = None
+    warp: float | None = None
+    psnr: float | None = None
+    seconds: float | int | None = None
+
+
+PAPER = {
+    "LDM reconstruction": Published(0.23, 2.0, 31.1),
+    "DDIM inversion": Published(psnr=25.3),
+    "PnP, per frame": Published(0.33, 11.3),
+    "Text2Video-Zero": Published(0.33, 12.5),
+    "Tune-A-Video": Published(0.31, 30.0),
+    "FateZero": Published(0.32, 6.9),
+    "Rerender": Published(0.32, 1.8),
+    "joint attention": Published(0.33, 5.9),
+    "fixed keyframes": Published(0.33, 3.7),
+    "TokenFlow": Published(0.33, 3.0, 25.7, 237),
+}
+CONTENDERS: dict[str, dict[str, Any]] = {
+    name: {"method": method, "propagation": propagation, "guidance": GUIDANCE}
+    for name, method, propagation in (
+        ("PnP, per frame", PlugAndPlay(), PerFrame()),
+        ("PnP, first frame", PlugAndPlay(), FirstFrame()),
+        ("PnP, joint attention", PlugAndPlay(), ExtendedAttention(interval=INTERVAL)),
+        ("PnP, fixed keyframes", PlugAndPlay(), TokenFlow(INTERVAL, keyframes="fixed")),
+        ("PnP, TokenFlow", PlugAndPlay(), TokenFlow(INTERVAL)),
+        ("SDEdit, per frame", SDEdit(0.7), PerFrame()),
+        ("SDEdit, TokenFlow", SDEdit(0.7), TokenFlow(INTERVAL)),
+        ("ControlNet, per frame", ControlNet(), PerFrame()),
+        ("ControlNet, TokenFlow", ControlNet(), TokenFlow(INTERVAL)),
+    )
+}
+
+
+def _decoded(model, source, prompt) -> Tensor:
+    return model.decode(source.clean, size=source.size)
+
+
+REBUILT = {  # nothing is edited: what is lost on the way (the paper's Table 2)
+    "LDM reconstruction": _decoded,
+    "DDIM inversion": {"method": Plain(), "propagation": PerFrame(), "guidance": 1},
+    "TokenFlow": {"method": Plain(), "propagation": TokenFlow(INTERVAL), "guidance": 1},
+}
+
+_SAME = {  # our rows, and the paper's they correspond to
+    "PnP, per frame": "PnP, per frame", "PnP, joint attention": "joint attention",
+    "PnP, fixed keyframes": "fixed keyframes", "PnP, TokenFlow": "TokenFlow",
+}  # fmt: skip
+
+
+def psnr(frames: Tensor, source: Clip, prompt: str) -> float:
+    """Of edited frames against the source's, in dB."""
+    return metrics.psnr(frames, source.frames)
+
+
+def tasks(clips: int = 24, frames: int = 8, prompts: int = 3) -> list[Task]:
+    """The first ``clips`` of the benchmark with ``prompts`` of their three, another one each time.
+
+    So that of few prompts, too, every kind of change has its share.
+    """
+    check_whole("clips", clips)
+    check_whole("prompts", prompts)
+    if clips > 24 or prompts > 3:
+        raise ValueError(f"clips={clips}, prompts={prompts}: expected at most 24 and 3")
+    return [
+        replace(task, changes=tuple(task.changes[(i + j) % 3] for j in range(prompts)))
+        for i, task in enumerate(benchmark(frames=frames)[:clips])
+    ]
+
+
+def measure(
+    clips: int = 24,
+    *,
+    frames: int = 8,
+    prompts: int = 3,
+    steps: int = 16,
+    contenders: Mapping[str, Any] = CONTENDERS,
+    **settings,
+) -> "pandas.DataFrame":
+    """Edits and reconstructions, measured; settings: more of :func:`tfkit.evaluate`.
+
+    Reconstructions are rows of the empty change and the metric "psnr".
+    """
+    pandas = need_pandas("tfkit.tables")
+    chosen = tasks(clips, frames, prompts)
+    edits = evaluate(contenders, chosen, MEASURED, steps=steps, **settings)
+    films = {task.caption: (task.film(), task.caption) for task in chosen}
+    rebuilt = evaluate(REBUILT, films, psnr, steps=steps, **settings)
+    return pandas.concat([edits, rebuilt], ignore_index=True)
+
+
+def write_table(path: str | Path, table: "pandas.DataFrame", **made_with) -> Path:
+    """Writes a table as CSV, under one comment line of JSON that says what it was made with."""
+    model = load()
+    about = {
+        "weights": model.fingerprint(),
+        **{name: version(name) for name in ("tfkit", "torch", "diffusers")},
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads", **made_with,
+    }  # fmt: skip
+    with replacing(Path(path)) as new:
+        new.write_text(f"# {json.dumps(about)}\n" + table.to_csv(index=False, float_format="%.6g"))
+    return Path(path)
+
+
+def beside_the_paper(table: "pandas.DataFrame") -> "pandas.DataFrame":
+    """Our rows of Plug-and-Play beside the paper's: each measured, and over its own per frame."""
+    pandas = need_pandas("tfkit.tables")
+    ours, base = summary(table[table.metric != "psnr"]).rows, "PnP, per frame"
+    rows = {}
+    for name, theirs in _SAME.items():
+        warp, paper = ours[name]["warp_error"], PAPER[theirs]
+        rows[theirs] = {
+            ("warp error ×10³", "tfkit"): warp.text(),
+            ("warp error ×10³", "paper"): f"{paper.warp:.1f}",
+            ("over per frame", "tfkit"): f"{float(warp) / float(ours[base]['warp_error']):.2f}",
+            ("over per frame", "paper"): f"{paper.warp / PAPER[base].warp:.2f}",
+            ("CLIP-T", "tfkit"): ours[name]["text_alignment"].text(),
+            ("CLIP-T", "paper"): f"{paper.clip:.2f}",
+        }
+    return pandas.DataFrame.from_dict(rows, orient="index")
+
+
+def read_table(path: str | Path = STORED) -> tuple["pandas.DataFrame", dict]:
+    """A table that was written, and what it was made with.
+
+    Raises FileNotFoundError where there is none and ValueError for a file that is not one.
+    """
+    pandas = need_pandas("tfkit.tables")
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no table at {str(path)!r}; python -m tfkit tables makes one")
+    first = path.read_text().partition("\n")[0]
+    try:
+        about = json.loads(first.removeprefix("# "))
+        table = pandas.read_csv(path, skiprows=1, keep_default_na=False, na_values={"value": [""]})
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not a table of tfkit.tables: {error}") from None
+    if list(table.columns) != COLUMNS:
+        raise ValueError(
+            f"{str(path)!r} has the columns {', '.join(table.columns)}; expected "
+            f"{', '.join(COLUMNS)}"
+        )
+    return table, about
