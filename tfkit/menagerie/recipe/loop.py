@@ -107,7 +107,8 @@ class Run:
                 self._tell(losses, report, export)
                 losses = []
         self.seconds = before + time.time() - start
-        self._tell(losses, report, export)
+        if losses or self.step == first:  # else the last report was of the last step
+            self._tell(losses, report, export)
 
     def _tell(self, losses, report, export):
         figures = report(self.average)
