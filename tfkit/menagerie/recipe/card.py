@@ -24,6 +24,7 @@ BARS = {  # beginnings of the figures' names -> at least, or at most where negat
     "attn1 silenced over as it is, least": 3,
     "invert and edit": -90,
 }
+SCENES = "held-out scenes, at the most"
 HEAD = """# The menagerie's weights: model card
 
 A Stable Diffusion in small, trained on single frames of a drawn world by `python -m
@@ -35,11 +36,15 @@ card`, which measures on scenes that no stage trained on.
 
 
 def evaluate(args):
-    """Measures the weights in ``args.out`` and writes figures.json, samples.png and README.md."""
-    model = tfkit.load(args.out, device=args.device)
-    bench = Bench(model, load_clip(args.out / "clip"), args.scenes, args.video)
+    """Measures the weights in ``args.out`` and writes figures.json, samples.png and README.md.
+
+    A resumed card measures on the scenes it began with, whatever ``args.scenes`` says.
+    """
     path = args.out / "figures.json"
     figures = json.loads(path.read_text()) if args.resume and path.exists() else {}
+    scenes = int(figures.setdefault(SCENES, args.scenes))
+    model = tfkit.load(args.out, device=args.device)
+    bench = Bench(model, load_clip(args.out / "clip"), scenes, args.video)
     for measure in MEASURES:
         if args.only and measure.__name__ not in args.only:
             continue
@@ -51,10 +56,10 @@ def evaluate(args):
     save_grid(
         generate(model, texts, steps=25, guidance=4, progress=False), args.out / "samples.png"
     )
-    write(args.out, figures, texts, args.scenes)
+    write(args.out, figures, texts)
 
 
-def write(folder: Path, figures: dict[str, float], texts: list[str], count: int):
+def write(folder: Path, figures: dict[str, float | int], texts: list[str]):
     """README.md of a folder of weights, from its training.json and its figures."""
     spent = json.loads((folder / "training.json").read_text())
     lines = [
@@ -68,8 +73,7 @@ def write(folder: Path, figures: dict[str, float], texts: list[str], count: int)
             f"| {name} | {row['minutes']:.0f} | {row['steps']:,} | {row['samples']:,} "
             f"| {row['device']} |"
         )
-    lines += [f"\n## Figures\n\nOn {count} held-out scenes at the most.\n"]
-    lines += ["| figure | measured | wanted | |", "|---|---|---|---|"]
+    lines += ["\n## Figures\n", "| figure | measured | wanted | |", "|---|---|---|---|"]
     for name, value in figures.items():
         bar = next((bar for start, bar in BARS.items() if name.startswith(start)), None)
         wanted = "" if bar is None else f"at most {-bar}" if bar < 0 else f"at least {bar}"
