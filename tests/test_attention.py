@@ -10,9 +10,9 @@ from tfkit.attention import (
     FlowAttention,
     JointAttention,
     KeyframeAttention,
-    KeyTokens,
+    carry,
     extended,
-    propagate,
+    find_fields,
 )
 from tfkit.keyframes import Neighbors, paper_neighbors
 
@@ -77,30 +77,40 @@ def test_a_keyframe_carried_to_itself_keeps_its_tokens():
     phi = torch.randn(2, 16, 8)
     outputs = torch.randn(3, 2, 16, 8)
     near = paper_neighbors(torch.tensor([0, 5]), torch.tensor([0, 5]))
-    assert torch.equal(propagate(phi, KeyTokens(phi, outputs), near), outputs)
+    assert torch.equal(carry(outputs, find_fields(phi, phi, near), near), outputs)
 
 
 def test_blending_weighs_the_two_carried_frames():
     phi = torch.randn(1, 16, 8)
-    key = KeyTokens(phi.repeat(2, 1, 1), torch.stack([torch.zeros(16, 8), torch.ones(16, 8)])[None])
+    outputs = torch.stack([torch.zeros(16, 8), torch.ones(16, 8)])[None]
     near = Neighbors(*(torch.tensor([v]) for v in (1, 0, 0.75, True)))
-    assert torch.allclose(propagate(phi, key, near), torch.tensor(0.75))
+    fields = find_fields(phi, phi.repeat(2, 1, 1), near)
+    assert torch.allclose(carry(outputs, fields, near), torch.tensor(0.75))
 
 
-def test_frames_pass_computes_no_queries_of_the_edited_branches(layer):
-    """The point of propagation: only the source's attention is computed in the frames' pass."""
-    flow = FlowAttention(branches=3, on="output", live=False)
+def test_fields_are_as_small_as_their_tokens_allow():
+    near = paper_neighbors(torch.tensor([0]), torch.tensor([0]))
+    small, large = (
+        find_fields(torch.ones(1, 2, 1), torch.ones(1, n, 1), near) for n in (2**15 - 1, 2**15)
+    )
+    assert (small.dtype, large.dtype) == (torch.int16, torch.int32)
+
+
+@pytest.mark.parametrize(("on", "live", "queries"), [("output", False, 3), ("input", True, 0)])
+def test_frames_need_no_queries_but_the_sources_own(layer, on, live, queries):
+    """The point of propagation: no attention is computed in the edited branches."""
+    flow = FlowAttention(branches=3, on=on, live=live)
     flow(layer, tokens_for(layer, 3 * 2))
     seen = []
     handle = layer.to_q.register_forward_hook(lambda m, a, out: seen.append(len(out)))
     flow.neighbors = paper_neighbors(torch.tensor([1, 2, 3]), torch.tensor([0, 4]))
-    flow(layer, tokens_for(layer, 3 * 3, seed=1))
-    flow.live = True
-    flow.on = "input"
-    flow.kept[layer] = KeyTokens(torch.randn(2, 9, 32).double(), torch.randn(3, 2, 9, 32).double())
-    flow(layer, tokens_for(layer, 3 * 3, seed=1))
+    flow.mode = "source"
+    flow(layer, tokens_for(layer, 3, seed=1))
+    assert sum(seen) == queries
+    flow.mode = "edited"
+    out = flow(layer, tokens_for(layer, 2 * 3, seed=1))
     handle.remove()
-    assert seen == [3]
+    assert sum(seen) == queries and len(out) == 6
 
 
 # Joint attention to keyframes

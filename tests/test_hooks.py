@@ -72,7 +72,7 @@ def test_record_and_rewrite(model):
     with unchanged(model), hooks.record(model.unet, names) as seen:
         run(model)
     assert sorted(seen) == names
-    with unchanged(model), hooks.rewrite(model.unet, iter(["mid_block"]), lambda x: 0 * x):
+    with unchanged(model), hooks.rewrite(model.unet, {"mid_block": lambda x: 0 * x}):
         with hooks.record(model.unet, ["mid_block"]) as zeros:
             other = run(model)
         assert not zeros["mid_block"].any() and not torch.equal(other, expected)
@@ -100,7 +100,7 @@ def test_a_module_that_is_not_there_is_refused_before_anything_is_done(model):
     names = ["mid_block", "up_blocks.7.resnets.0"]
     message = r"has no 'up_blocks\.7\.resnets\.0', which the method rewrites; .*Use tfkit\.Plain"
     with unchanged(model), pytest.raises(ValueError, match=message):
-        hooks.rewrite(model.unet, names, lambda x: x)
+        hooks.rewrite(model.unet, dict.fromkeys(names, lambda x: x))
 
 
 class Bounded(nn.Module):
@@ -158,7 +158,9 @@ class Small(nn.Module):
 CONTEXTS = {
     "processor": lambda small: hooks.processor(small, AttnProcessor2_0()),
     "record": lambda small: hooks.record(small, ["first", "second"]),
-    "rewrite": lambda small: hooks.rewrite(small, ["first", "second"], torch.zeros_like),
+    "rewrite": lambda small: hooks.rewrite(
+        small, dict.fromkeys(["first", "second"], torch.zeros_like)
+    ),
     "add_residuals": lambda small: hooks.add_residuals(small, lambda *inputs: ([], None)),
     "first_nonfinite": hooks.first_nonfinite,
 }

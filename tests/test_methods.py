@@ -6,7 +6,7 @@ import torch
 import tfkit
 from tfkit import hooks
 from tfkit.inversion import sample
-from tfkit.methods import Moment, from_source
+from tfkit.methods import Moment, from_source, injection
 from tfkit.trajectory import CLEAN, Trajectory
 
 
@@ -17,7 +17,8 @@ def model(pipeline_folder):
 
 def rewritten(model, method, step, steps=10):
     before = {n: len(m._forward_hooks) for n, m in model.unet.named_modules()}
-    with method.during(Moment(model, step, steps, torch.arange(2), 3)):
+    prepared = method.prepare(model, None)
+    with injection(method, Moment(model, step, steps, torch.arange(2), 3, prepared)):
         return {n for n, m in model.unet.named_modules() if len(m._forward_hooks) > before[n]}
 
 
@@ -78,7 +79,7 @@ def test_sdedit_takes_its_share_of_the_steps(model, start, taken):
 
 def test_a_model_without_a_decoder_to_inject_into_says_so():
     with pytest.raises(ValueError, match=r"no 'up_blocks\.1\.resnets\.1\.conv2'.*Plain"):
-        hooks.rewrite(torch.nn.Linear(1, 1), ["up_blocks.1.resnets.1.conv2"], lambda x: x)
+        hooks.rewrite(torch.nn.Linear(1, 1), {"up_blocks.1.resnets.1.conv2": lambda x: x})
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, "half", True, float("nan")])

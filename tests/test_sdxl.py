@@ -15,7 +15,7 @@ from xl import POOLED, make_xl
 
 import tfkit
 from tfkit.inversion import ddim_step, sample
-from tfkit.methods import Moment, injected
+from tfkit.methods import Moment, injected, injection
 from tfkit.tokens import layer_table
 from tfkit.trajectory import CLEAN, Trajectory
 
@@ -136,7 +136,10 @@ def test_plug_and_play_injects_at_the_same_share_of_the_resolution(model, pipeli
     layers = {name.rsplit(".", 1)[0] for name in projections}
     assert len(layers) == 2 * 3 + 3 * 2
     assert not any(name.startswith("up_blocks.0.attentions.0.") for name in layers)
-    with tfkit.PlugAndPlay().during(Moment(model, 0, 10, torch.arange(2), 3)):
+    method = tfkit.PlugAndPlay()
+    now = Moment(model, 0, 10, torch.arange(2), 3, method.prepare(model, None))
+    assert method.injects(now) == [convolution, *projections]
+    with injection(method, now):
         pass
     other = tfkit.load(pipeline_folder, device="cpu")  # Stable Diffusion 1.x: the paper's own
     convolution, projections = injected(other.unet)

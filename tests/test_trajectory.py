@@ -115,7 +115,7 @@ def test_nothing_half_written_shows(model, latents, uninterrupted, tmp_path, mon
             raise OSError(28, "No space left on device")
         fsync(file)
 
-    monkeypatch.setattr(trajectory.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         invert(model, latents, folder=tmp_path)
     names = ["clean.safetensors", "t0001.safetensors", "trajectory.json"]

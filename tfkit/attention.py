@@ -2,7 +2,8 @@
 
 A batch is [branch 1 frames | branch 2 frames | ...]; where the source is among the branches it is
 the first. Attention matrices are never held: scaled_dot_product_attention throughout. Memory: for
-each layer, the keyframes' source tokens and outputs, until the next step replaces them.
+each layer, the keyframes' source tokens and outputs, until the next step replaces them, and the
+fields of one batch of frames.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tfkit.correspondence import follow, nearest_neighbors
@@ -119,57 +120,76 @@ class FirstAttention:
 
 @dataclass(eq=False)
 class FlowAttention:
-    """A processor with two modes: the keyframes' pass remembers, the frames' pass propagates.
+    """A processor with three modes, one for each kind of pass of a step.
 
+    "keyframes": all branches of the keyframes, which attend to each other; their tokens are kept.
+    "source": the source's frames alone; of each layer it finds the fields to the keyframes.
+    "edited": the other branches of the same frames; the keyframes' tokens are carried along the
+    fields, and no attention is computed.
     on: tokens the field is computed from, attn1's "output" or "input". live: whether the source
-    branch is propagated with the others (the authors' code) or left as it is (the paper).
+    branch is propagated as well (the authors' code) or left as it is (the paper).
     """
 
     branches: int
     on: str
     live: bool
-    neighbors: Neighbors | None = None  # None: the keyframes' pass
+    mode: str = "keyframes"
+    neighbors: Neighbors | None = None  # of the frames of the pass
+    fields: dict[nn.Module, Tensor] = field(default_factory=dict)  # by layer, see find_fields
     kept: dict[nn.Module, KeyTokens] = field(default_factory=dict)
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
-        if self.neighbors is None:
+        if self.mode == "keyframes":
             return self._keyframes(attn, hidden_states)
-        return self._frames(attn, hidden_states, self.neighbors)
+        if self.mode == "source":
+            return self._source(attn, hidden_states)
+        out = carry(self.kept[attn].outputs[1:], self.fields[attn], self.neighbors)
+        return rearrange(out, "b f n d -> (b f) n d")
 
     def _keyframes(self, attn, tokens: Tensor) -> Tensor:
         out = extended(attn, tokens, self.branches, source=True)
         k = len(tokens) // self.branches
         phi = out[:k] if self.on == "output" else tokens[:k]
-        outputs = rearrange(out, "(b k) n d -> b k n d", k=k)
-        self.kept[attn] = KeyTokens(phi, outputs if self.live else outputs[1:])
+        self.kept[attn] = KeyTokens(phi, rearrange(out, "(b k) n d -> b k n d", k=k))
         return out
 
-    def _frames(self, attn, tokens: Tensor, near: Neighbors) -> Tensor:
-        key, source = self.kept[attn], tokens[: len(tokens) // self.branches]
-        alone = None
+    def _source(self, attn, tokens: Tensor) -> Tensor:
+        key, alone = self.kept[attn], tokens
         if self.on == "output" or not self.live:
-            alone = attend(attn, *project(attn, source))
-        phi = alone if self.on == "output" else source
-        out = propagate(phi, key, near)
-        out = rearrange(out, "b f n d -> (b f) n d")
-        return out if self.live else torch.cat([alone, out])
+            alone = attend(attn, *project(attn, tokens))
+        phi = alone if self.on == "output" else tokens
+        self.fields[attn] = find_fields(phi, key.source, self.neighbors)
+        return carry(key.outputs[:1], self.fields[attn], self.neighbors)[0] if self.live else alone
 
 
-def propagate(
-    phi: Float[Tensor, "f n d"], key: KeyTokens, near: Neighbors
+def find_fields(
+    phi: Float[Tensor, "f n d"], keys: Float[Tensor, "k m d"], near: Neighbors
+) -> Int[Tensor, "f 2 n"]:
+    """Of every token of a frame its nearest in the first and in the second keyframe it takes from.
+
+    Integers as small as the tokens' number allows; zeros where there is no second keyframe.
+    """
+    small = torch.int16 if keys.shape[1] <= torch.iinfo(torch.int16).max else torch.int32
+    out = torch.zeros(len(phi), 2, phi.shape[1], dtype=small, device=phi.device)
+    out[:, 0] = nearest_neighbors(phi, keys[near.first]).index.to(small)
+    if near.blended.any():
+        rows = near.blended.nonzero().squeeze(1)
+        second = nearest_neighbors(phi[rows], keys[near.second[rows]])
+        out[rows, 1] = second.index.to(small)
+    return out
+
+
+def carry(
+    outputs: Float[Tensor, "b k m d"], fields: Int[Tensor, "f 2 n"], near: Neighbors
 ) -> Float[Tensor, "b f n d"]:
-    """Carries the keyframes' tokens to frames along their nearest-neighbour fields (eq. 5).
+    """The keyframes' tokens at the places that the frames' fields point to, blended (eq. 5).
 
     w * T_first[gamma_first] + (1 - w) * T_second[gamma_second]; only blended frames pay for two.
     """
-
-    def carried(which: Tensor, rows: Tensor | slice) -> Tensor:
-        index = nearest_neighbors(phi[rows], key.source[which]).index  # (f, n)
-        return follow(key.outputs[:, which], index)
-
-    out = carried(near.first, slice(None))
+    out = follow(outputs[:, near.first], fields[:, 0].long())
     if near.blended.any():
         rows = near.blended.nonzero().squeeze(1)
         w = near.weight[rows, None, None].to(out.dtype)
-        out[:, rows] = w * out[:, rows] + (1 - w) * carried(near.second[rows], rows)
+        second = follow(outputs[:, near.second[rows]], fields[rows, 1].long())
+        out[:, rows] = w * out[:, rows] + (1 - w) * second
     return out

@@ -1,6 +1,6 @@
 """How fast: ratios of two timings in one run, so that they mean the same on any machine.
 
-`python -m tfkit bench` prints the table. Medians by torch.utils.benchmark; about two minutes.
+`python -m tfkit bench` prints the table. Medians by torch.utils.benchmark; about three minutes.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +18,7 @@ from tfkit.loading import load
 from tfkit.menagerie import film
 from tfkit.pca import TokenPCA
 from tfkit.propagation import ExtendedAttention, PerFrame, TokenFlow
+from tfkit.session import EditSession
 from tfkit.swapping import rebuild
 from tfkit.tokens import extract_features, extract_tokens, noised
 
@@ -94,10 +95,40 @@ def editing(model: LatentDiffusion, frames: int = 8, steps: int = 5) -> Iterator
         yield Row(name, took, took / passes, of)
 
 
+def further(model: LatentDiffusion, frames: int = 16, steps: int = 3) -> Iterator[Row]:
+    """The first edit of a video, and one that finds what the first kept of the source."""
+    clip = film("a striped orange fox on grass", frames=frames)
+    source = invert(model, clip, clip.caption, steps=steps, progress=False)
+    x, text = source.noise, model.embed(clip.caption)
+    passes = steps * seconds(lambda: model.predict_noise(x, 501, text))
+    of = f"{steps} plain passes over all frames"
+    yield Row(f"{of} ({frames})", passes)
+
+    def session() -> EditSession:
+        return EditSession(model, source, "a fox at night", propagation=TokenFlow(interval=8))
+
+    def prepared() -> None:
+        source.cache.clear()
+        session().prepare()
+
+    def first() -> None:
+        source.cache.clear()
+        session().step(steps)
+
+    jobs: dict[str, Callable[[], object]] = {
+        "prepare a video for edits with TokenFlow": prepared,
+        "its first edit, interval 8, not decoded": first,
+        "a further edit, not decoded": lambda: session().step(steps),
+    }
+    for name, job in jobs.items():
+        took = seconds(job)
+        yield Row(name, took, took / passes, of)
+
+
 def run() -> None:
     """Prints every comparison as it is made."""
     model = load()
     print(f"{model.device}, {model.dtype}, {torch.get_num_threads()} threads; medians")
-    for part in (features, editing):
+    for part in (features, editing, further):
         for row in part(model):
             print(row, flush=True)

@@ -132,6 +132,10 @@ class ControlNet(Plain):
         kept = source.conditions.get("control") if self.condition is None else None
         return self.bind(model, self.see(model, source.clean) if kept is None else kept)
 
+    def marks_source(self, prepared: Controlled) -> str:
+        seen = digest(prepared.condition)
+        return f"ControlNet {prepared.fingerprint()} {seen} {self.scale} {self.until}"
+
     def during(self, now: Moment) -> AbstractContextManager:
         if now.step >= int(now.steps * self.until) or not self.scale:
             return nullcontext()

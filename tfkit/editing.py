@@ -50,6 +50,8 @@ def edit(
     guidance: classifier-free guidance scale; 1 leaves the negative prompt out. keyframes:
     (steps, k) or (k,) frame indices to use instead of drawing. seed: of the drawing. batch: frames
     in a pass, times up to three branches; it changes speed and memory, not the result.
+    Of the source, what TokenFlow and the method read is kept (``source.cache``, within its budget),
+    so another edit with the same keyframes takes two thirds of the passes.
     Raises ValueError for settings out of range or that do not fit the model or the clip, and
     NonFiniteError where the model overflows. The model is left exactly as it was.
     """

@@ -7,7 +7,7 @@ recorded lives as long as the caller keeps it.
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -129,21 +129,24 @@ def record(
 
 
 def rewrite(
-    unet: nn.Module, names: Iterable[str], change: Callable[[Tensor], Tensor]
+    unet: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]
 ) -> AbstractContextManager[None]:
-    """Replaces the output of each module named by ``change(output)``.
+    """Replaces the output of each module named by ``changes[name](output)``.
 
     Raises ValueError where the model has no such module.
     """
-    names, modules = list(names), dict(unet.named_modules())
-    missing = [name for name in names if name not in modules]
+    modules = dict(unet.named_modules())
+    missing = [name for name in changes if name not in modules]
     if missing:
         raise ValueError(
             f"this UNet has no {missing[0]!r}, which the method rewrites; expected Stable "
             "Diffusion's topology (four up blocks of three layers). Use tfkit.Plain() instead."
         )
-    hooks = [(modules[name], lambda module, args, output: change(output)) for name in names]
-    return _forward_hooks(hooks)
+
+    def hook(change):
+        return lambda module, args, output: change(output)
+
+    return _forward_hooks([(modules[name], hook(change)) for name, change in changes.items()])
 
 
 def add_residuals(

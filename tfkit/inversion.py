@@ -20,6 +20,7 @@ from tfkit.conditions import latent_depth
 from tfkit.control import Controlled, ControlNet
 from tfkit.diffusion import LatentDiffusion, NonFiniteError, check_depth
 from tfkit.methods import Moment
+from tfkit.source_cache import SourceCache
 from tfkit.trajectory import CLEAN, Folder, Origin, Trajectory, claim, digest, write_conditions
 from tfkit.video import Clip
 
@@ -89,7 +90,8 @@ def invert(
     upwards = timesteps[::-1]
     first = next((i for i, t in enumerate(upwards) if t not in levels), len(upwards))
     x = levels[upwards[first - 1] if first else CLEAN]
-    source = Trajectory(timesteps, prompt, size, levels, conditions)
+    cache = levels.cache if isinstance(levels, Folder) else SourceCache()
+    source = Trajectory(timesteps, prompt, size, levels, conditions, cache)
     predict = _predictor(model, source, text, control, controlled)
     with tqdm(total=len(upwards), initial=first, desc="invert", disable=not progress) as bar:
         for i in range(first, len(upwards)):

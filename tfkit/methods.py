@@ -1,10 +1,11 @@
 """Image-editing methods: what holds an edited frame to its source, frame by frame.
 
-A method says at which step sampling starts, whether it reads the source branch, and what it
-changes in the UNet during a pass. None of them knows how frames are made consistent.
+A method says at which step sampling starts, which of the source's features it injects, and what
+else it changes in the UNet during a pass. None of them knows how frames are made consistent.
 """
 
 import re
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +40,7 @@ class Moment:
 class Method(Protocol):
     """What the denoising loop asks of a method. Inherit from Plain and change what differs."""
 
-    reads_source: bool
+    reads_source: bool  # whether it injects at all
 
     def first_step(self, steps: int) -> int:
         """The first step to take: 0 starts from the noisiest latents."""
@@ -56,8 +57,19 @@ class Method(Protocol):
         """
         ...
 
+    def injects(self, now: Moment) -> list[str]:
+        """The modules of the UNet whose output is the source's in every branch of a pass."""
+        ...
+
     def during(self, now: Moment) -> AbstractContextManager:
-        """A context around one pass."""
+        """A context around one pass, for whatever else it changes."""
+        ...
+
+    def marks_source(self, prepared: Any) -> str | None:
+        """What :meth:`during` does to the source branch, as a digest; "" for nothing.
+
+        None where it cannot be told: then nothing of the source is kept for further edits.
+        """
         ...
 
 
@@ -87,8 +99,14 @@ class Plain:
     def prepare(self, model, source) -> Any:
         return None
 
+    def injects(self, now: Moment) -> list[str]:
+        return []
+
     def during(self, now: Moment) -> AbstractContextManager:
         return nullcontext()
+
+    def marks_source(self, prepared) -> str | None:
+        return "" if type(self).during is Plain.during else None
 
 
 @dataclass(frozen=True)
@@ -145,21 +163,44 @@ class PlugAndPlay(Plain):
         """Names of the convolution and of the projections (to_q, to_k) that are injected into."""
         return injected(model.unet)
 
-    def during(self, now: Moment) -> AbstractContextManager:
-        convolution, projections = now.prepared or injected(now.model.unet)
+    def injects(self, now: Moment) -> list[str]:
+        convolution, projections = now.prepared
         names = []
         if now.step < int(now.steps * self.convolution):
             names.append(convolution)
         if now.step < int(now.steps * self.attention):
             names += projections
-        change = partial(from_source, frames=len(now.frames))
-        return hooks.rewrite(now.model.unet, names, change)
+        return names
 
 
 def from_source(output: Tensor, frames: int) -> Tensor:
     """Features (branches * f, ...) in which every branch has those of the first, the source."""
     branches = len(output) // frames  # 1 where a layer computes the source branch alone
     return output[:frames].repeat(branches, *[1] * (output.ndim - 1))
+
+
+def injection(
+    method: Method, now: Moment, features: Mapping[str, Tensor] | None = None
+) -> AbstractContextManager[None]:
+    """A context around one pass: what the method injects, from the batch's own source branch.
+
+    features: where the source is not in the batch, its features (n, ...) by module. Modules they
+    lack stay as they are.
+    """
+    names, frames = method.injects(now), len(now.frames)
+    if features is None:
+        return hooks.rewrite(
+            now.model.unet, dict.fromkeys(names, partial(from_source, frames=frames))
+        )
+
+    def whole(name: str) -> Callable[[Tensor], Tensor]:
+        def own(output: Tensor) -> Tensor:
+            given = features[name].to(output)
+            return given.repeat(len(output) // frames, *[1] * (output.ndim - 1))
+
+        return own
+
+    return hooks.rewrite(now.model.unet, {name: whole(name) for name in names if name in features})
 
 
 def injected(unet) -> tuple[str, list[str]]:

@@ -20,6 +20,23 @@ Pass = Callable[[Tensor], Tensor]  # frame indices (n,) -> their guided noise (n
 
 
 @runtime_checkable
+class Passes(Protocol):
+    """The passes of one step that a propagation can order."""
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """The guided noise (n, c, h, w) of frames (n,), the source among the branches."""
+        ...
+
+    def read_source(self, frames: Tensor, attention: Any) -> None:
+        """The source's pass alone, or what is known of it from an earlier edit."""
+        ...
+
+    def edited(self, frames: Tensor) -> Tensor:
+        """The guided noise of the same frames, by the other branches alone."""
+        ...
+
+
+@runtime_checkable
 class Propagation(Protocol):
     """What the denoising loop asks of a propagation."""
 
@@ -38,7 +55,7 @@ class Propagation(Protocol):
         ...
 
     def predict(
-        self, run: Pass, attention: Any, frames: int, keyframes: Tensor | None, batch: int
+        self, run: Passes, attention: Any, frames: int, keyframes: Tensor | None, batch: int
     ) -> Float[Tensor, "f c h w"]:
         """The noise of every frame in one step, by passes of at most about ``batch`` frames."""
         ...
@@ -183,16 +200,24 @@ class TokenFlow:
             return paper_neighbors(frames, keyframes, self.blend)
         return reference_neighbors(frames, total, self.interval, self.blend)
 
+    def schedule(self, keyframes: Tensor) -> str | None:
+        """What the fields to keyframes (steps, k) depend on, besides the source."""
+        middles = f" {self.interval}" if self.variant == "reference" else ""
+        return f"{self.variant} {self.field_of}{middles} {keyframes.tolist()}"
+
     def attention(self, branches, source) -> FlowAttention:
         return FlowAttention(branches, self.field_of, self.variant == "reference")
 
     def predict(self, run, attention, frames, keyframes, batch) -> Tensor:
-        attention.neighbors = None
+        attention.mode = "keyframes"
         noise = run(keyframes)
 
         def carried(chunk: Tensor) -> Tensor:
             attention.neighbors = self.neighbors(chunk, keyframes, frames).to(noise.device)
-            return run(chunk)
+            attention.mode = "source"
+            run.read_source(chunk, attention)
+            attention.mode = "edited"
+            return run.edited(chunk)
 
         if self.variant == "paper":
             return _with_others(carried, noise, keyframes, frames, batch)

@@ -1,13 +1,13 @@
 """The edit, a step at a time: forward, back, changed from here on, branched.
 
-Branches of a batch: [source | negative | prompt], each of all frames of the pass. The source is
-there where the method or the propagation reads it, the negative one unless guidance is 1.
-Memory: latents and predicted noise of every step taken, which is what makes going back free.
+Memory: latents and predicted noise of every step taken, which is what makes going back free; and
+what the source's cache may hold, which makes the next edit of the same video cheaper.
 """
 
-import math
+import hashlib
+import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -20,36 +20,11 @@ from tfkit.diffusion import LatentDiffusion, check_whole
 from tfkit.inversion import at_step, check_fits, ddim_step
 from tfkit.keyframes import check_keyframes
 from tfkit.methods import Method, Moment, PlugAndPlay
+from tfkit.passes import Plan, SourcePasses, StepPasses
 from tfkit.propagation import Propagation, TokenFlow
+from tfkit.source_cache import Features
 from tfkit.tokens import extract_tokens
 from tfkit.trajectory import Trajectory
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What steps are taken with. Raises ValueError for settings that are none."""
-
-    prompt: str
-    negative_prompt: str
-    guidance: float | int
-    method: Method
-    propagation: Propagation
-
-    def __post_init__(self):
-        number = isinstance(self.guidance, int | float) and not isinstance(self.guidance, bool)
-        if not number or not math.isfinite(self.guidance):
-            raise ValueError(f"guidance={self.guidance!r}: expected a finite number; 7.5 is usual")
-        for name, kind in (("method", Method), ("propagation", Propagation)):
-            value = getattr(self, name)
-            if isinstance(value, type) or not isinstance(value, kind):
-                raise ValueError(
-                    f"{name}={value!r}: expected an object such as tfkit.PlugAndPlay() for the "
-                    "method, tfkit.TokenFlow() for the propagation"
-                )
-
-    @property
-    def reads_source(self) -> bool:
-        return self.method.reads_source or self.propagation.reads_source
 
 
 class EditSession:
@@ -99,6 +74,7 @@ class EditSession:
             begun = plan.method.begin(self.model, self.source, timesteps[0] if timesteps else None)
             self._latents = [begun.to(self.model.device, self.model.precision)]
         self.plan, self._text, self._first, self._prepared = plan, torch.cat(text), first, prepared
+        self._schedule = _schedule(self.model, plan, rows, prepared)
         drawn, taken = [None] * steps if rows is None else list(rows), first + self.position
         self._rows = self._rows[:taken] + drawn[len(self._rows[:taken]) :]
         self._latents, self._noise = (
@@ -151,7 +127,9 @@ class EditSession:
         t = self.timesteps[self.last]
         parts: list[Tensor] = []
         for frames in torch.arange(len(self.source)).split(self.batch):
-            with self.plan.method.during(self._moment(self.last, frames, branches=1)):
+            whole = len(self.source.timesteps)
+            now = Moment(self.model, self._first + self.last, whole, frames, 1, self._prepared)
+            with self.plan.method.during(now):
                 tokens = extract_tokens(
                     self.model, self.source.part(t, frames), timestep=t, layers=layer,
                     kind=self.plan.propagation.field_of, batch=self.batch,
@@ -224,35 +202,63 @@ class EditSession:
         own = attention is None  # the model's own self-attention
         scope = nullcontext() if own else hooks.processor(model.unet, attention)
         with scope, at_step(step, len(self.timesteps)):
-            noise = self._noise_of(step, t, x, attention)
+            noise = self._predict(self.passes(step, x), attention, len(self.timesteps) - step)
         after = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
         latents = ddim_step(x, noise, model.alpha(t), model.alpha(after))
         self._noise, self._latents = [*self._noise, noise], [*self._latents, latents]
 
-    def _noise_of(self, step: int, t: int, x: Tensor, attention) -> Tensor:
-        plan, model, branches = self.plan, self.model, len(self._text)
-        at = self.source.at(t) if plan.reads_source else None
+    def _predict(self, passes: StepPasses, attention, steps: int) -> Tensor:
+        """The noise of every frame; what was read of the source is kept for ``steps`` in all."""
+        rows = self._rows[passes.step]
+        noise = self.plan.propagation.predict(passes, attention, len(self.source), rows, self.batch)
+        if passes.read and self._schedule is not None:
+            self._keep(self.source.timesteps[passes.step], passes.features(), steps)
+        return noise
 
-        def run(index: Tensor) -> Tensor:
-            edited = x[index.to(x.device)]
-            own = [] if at is None else [at[index.to(at.device)].to(edited)]
-            latents = torch.cat(own + [edited] * (branches - len(own)))
-            text = self._text.repeat_interleave(len(index), 0)
-            depth = self.source.depth_of(index, branches)
-            with plan.method.during(self._moment(step, index, branches)):
-                out = model.predict_noise(latents, t, text, depth=depth).chunk(branches)
-            if plan.guidance == 1:
-                return out[-1]
-            return out[-2] + plan.guidance * (out[-1] - out[-2])
+    @torch.no_grad()
+    def prepare(self, *, progress: bool = False) -> "EditSession":
+        """Reads of the source what the steps to come will need, and takes none. Returns itself.
 
-        return plan.propagation.predict(
-            run, attention, len(self.source), self._rows[self._first + step], self.batch
+        It lies in ``source.cache`` then, and serves every edit with the same keyframes, whatever
+        its prompt. Raises ValueError where nothing can be read of the source alone.
+        """
+        if self._schedule is None:
+            raise ValueError(
+                f"nothing to prepare for {self.plan.method!r} with {self.plan.propagation!r}: "
+                "expected tfkit.TokenFlow(), a method whose effect on the source is known, and a "
+                "model without unmerged adapters"
+            )
+        attention, steps = self.plan.propagation.attention(1, True), len(self.timesteps)
+        for step in tqdm(range(self.position, steps), desc="prepare", disable=not progress):
+            passes = self.passes(step, self.latents, SourcePasses)
+            if passes.known is None:
+                with hooks.processor(self.model.unet, attention), at_step(step, steps):
+                    self._predict(passes, attention, steps - step)
+        return self
+
+    def passes(self, step: int, x: Tensor, kind: type[StepPasses] = StepPasses) -> StepPasses:
+        """The passes of one of its steps, from latents ``x``, and what is known of its source."""
+        passes = kind(
+            self.model, self.source, self.plan, self._prepared, self._text, self._first + step, x
         )
+        if self._schedule is not None:
+            known = self.source.cache.get(self._schedule, self.timesteps[step])
+            if known is not None and passes.needed() <= known.keys():
+                passes.known = known
+        return passes
 
-    def _moment(self, step: int, frames: Tensor, branches: int) -> Moment:
-        """A pass of a step of its own: the method counts those of the whole trajectory."""
-        whole = len(self.source.timesteps)
-        return Moment(self.model, self._first + step, whole, frames, branches, self._prepared)
+    def _keep(self, t: int, features: Features, steps: int) -> None:
+        """Keeps what was read of the source in a step, for edits to come, while there is room."""
+        cache, size = self.source.cache, sum(values.nbytes for values in features.values())
+        whole, first = steps * size, self._schedule not in cache.sizes()
+        if first and whole > cache.budget > 0:
+            warnings.warn(
+                f"keeping what {steps} steps read of the source takes {whole / 2**20:,.1f} MiB and "
+                f"the budget is {cache.budget / 2**20:,.1f}: further edits of this video will "
+                f"compute the rest again. To keep all of it: source.cache.budget = {whole}",
+                stacklevel=2,
+            )
+        cache.put(self._schedule, t, features)
 
     # Changing what comes
 
@@ -284,3 +290,18 @@ class EditSession:
 def _texts(plan: Plan, source: Trajectory) -> list[str]:
     texts = [source.prompt] * plan.reads_source + [plan.negative_prompt] * (plan.guidance != 1)
     return [*texts, plan.prompt]
+
+
+def _schedule(model: LatentDiffusion, plan: Plan, rows: Tensor | None, prepared) -> str | None:
+    """A digest of all that the source's features depend on besides the trajectory itself.
+
+    None where the propagation reads no source alone, or where something cannot be told: what an
+    unknown method does to the source, and how strong adapters are that are not merged.
+    """
+    fields = getattr(plan.propagation, "schedule", lambda rows: None)(rows)
+    marks = plan.method.marks_source(prepared)
+    adapted = any("lora_" in name for name in model.unet.state_dict())
+    if fields is None or marks is None or adapted:
+        return None
+    parts = f"{fields} {marks} {model.fingerprint()} {model.dtype}"
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]

@@ -8,22 +8,23 @@ video costs that level.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor
+
+from tfkit.files import as_bytes, is_part, load_tensors, save_tensors, write_whole
+from tfkit.source_cache import SourceCache
 
 CLEAN = -1  # the key of the latents before any noise
 _MANIFEST = "trajectory.json"
 _CONDITIONS = "conditions.safetensors"
+_CACHE = "cache"
 _LEVEL = re.compile(r"clean|t(\d{4})")
 
 
@@ -52,7 +53,8 @@ class Trajectory:
 
     timesteps: descending. prompt: what it was inverted with. size: (height, width) of the frames
     it came from, or None for latents. `.at(t)` and `.clean` are (f, 4, h, w). conditions: what it
-    was inverted under, "depth" (f, 1, h, w) in [-1, 1] and "control" (f, 3, H, W) in [0, 1].
+    was inverted under, "depth" (f, 1, h, w) in [-1, 1] and "control" (f, 3, H, W) in [0, 1]. cache:
+    what edits have read of it, for those to come.
     """
 
     timesteps: tuple[int, ...]
@@ -60,6 +62,7 @@ class Trajectory:
     size: tuple[int, int] | None
     latents: Mapping[int, Tensor]
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    cache: SourceCache = field(default_factory=SourceCache)
 
     def at(self, t: int | Tensor) -> Float[Tensor, "f c h w"]:
         """Latents at timestep ``t``. Raises ValueError for a timestep it does not pass."""
@@ -96,7 +99,7 @@ class Trajectory:
         """Some of its frames (n,), at timestep ``t`` alone."""
         level = {t: self.at(t)[frames.to(self.at(t).device)]}
         kept = {k: v[frames.to(v.device)] for k, v in self.conditions.items()}
-        return replace(self, timesteps=(t,), latents=level, conditions=kept)
+        return Trajectory((t,), self.prompt, self.size, level, kept)
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -109,8 +112,7 @@ class Trajectory:
 
 def digest(values: Tensor) -> str:
     """A short digest of a tensor's values."""
-    row = values.detach().cpu().contiguous().as_strided((values.numel(),), (1,))
-    return hashlib.sha256(row.view(torch.uint8).numpy()).hexdigest()[:16]
+    return hashlib.sha256(as_bytes(values.detach().cpu().contiguous())).hexdigest()[:16]
 
 
 class Folder(Mapping):
@@ -127,16 +129,15 @@ class Folder(Mapping):
         if t not in self:
             raise KeyError(t)
         try:
-            with safe_open(self._file(t), "pt", device="cpu") as content:
-                return content.get_tensor("latents").to(self.device)
-        except (SafetensorError, OSError) as error:
+            return load_tensors(self._file(t), self.device)["latents"]
+        except (ValueError, KeyError) as error:
             raise ValueError(
-                f"{self._file(t)} is damaged ({error}); delete it and call tfkit.invert again with "
-                "the same folder: the levels below it are kept"
+                f"{error}; delete it and call tfkit.invert again with the same folder: the levels "
+                "below it are kept"
             ) from None
 
     def __setitem__(self, t: int, latents: Tensor) -> None:
-        _write(self._file(t), save({"latents": latents.detach().cpu().contiguous()}))
+        save_tensors(self._file(t), {"latents": latents})
 
     def __contains__(self, t: object) -> bool:
         return self._file(t).is_file()
@@ -147,6 +148,11 @@ class Folder(Mapping):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+    @property
+    def cache(self) -> SourceCache:
+        """What edits have read of the video, beside its levels."""
+        return SourceCache(self.path / _CACHE)
 
 
 def claim(path: str | Path, origin: Origin, device: torch.device | str) -> Folder:
@@ -168,15 +174,15 @@ def claim(path: str | Path, origin: Origin, device: torch.device | str) -> Folde
                     f"{_short(there)} there, {_short(here)} asked for. "
                     "Give another folder, or delete this one."
                 )
-    elif path.is_dir() and any(not _is_part(file) for file in path.iterdir()):
+    elif path.is_dir() and any(not is_part(file) for file in path.iterdir()):
         raise ValueError(
             f"{path} is not empty and holds no trajectory; give an empty or a new folder"
         )
     path.mkdir(parents=True, exist_ok=True)
-    for file in filter(_is_part, path.iterdir()):
+    for file in filter(is_part, path.iterdir()):
         file.unlink()
     if not (path / _MANIFEST).exists():
-        _write(path / _MANIFEST, json.dumps(asdict(origin), indent=1).encode())
+        write_whole(path / _MANIFEST, json.dumps(asdict(origin), indent=1).encode())
     return Folder(path, device)
 
 
@@ -196,23 +202,21 @@ def open_trajectory(path: str | Path, *, device: torch.device | str = "cpu") -> 
             "missing; call tfkit.invert with the same video, prompt and folder to go on"
         )
     kept = read_conditions(path, device) if origin.conditions else {}
-    return Trajectory(origin.timesteps, origin.prompt, origin.size, levels, kept)
+    return Trajectory(origin.timesteps, origin.prompt, origin.size, levels, kept, levels.cache)
 
 
 def write_conditions(path: str | Path, conditions: Mapping[str, Tensor]) -> None:
     """Keeps what a trajectory is inverted under in its folder."""
-    values = {name: value.detach().cpu().contiguous() for name, value in conditions.items()}
-    _write(Path(path).expanduser() / _CONDITIONS, save(values))
+    save_tensors(Path(path).expanduser() / _CONDITIONS, conditions)
 
 
 def read_conditions(path: Path, device: torch.device | str) -> dict[str, Tensor]:
     """What :func:`write_conditions` kept. Raises ValueError where the file is lost or damaged."""
     try:
-        return {k: v.to(device) for k, v in load_file(path / _CONDITIONS).items()}
-    except (SafetensorError, OSError) as error:
+        return load_tensors(path / _CONDITIONS, device)
+    except ValueError as error:
         raise ValueError(
-            f"{path / _CONDITIONS} is lost or damaged ({error}); call tfkit.invert again with the "
-            "same video, conditions and folder"
+            f"{error}; call tfkit.invert again with the same video, conditions and folder"
         ) from None
 
 
@@ -239,20 +243,3 @@ def _manifest(path: Path) -> Origin:
             f"{path / _MANIFEST} is damaged, so what {path} belongs to is lost; delete the folder "
             "and invert again"
         ) from None
-
-
-def _is_part(file: Path) -> bool:
-    return file.name.startswith(".") and file.name.endswith(".part")
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Writes a file that appears whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

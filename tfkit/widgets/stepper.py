@@ -222,7 +222,7 @@ class EditStepper(anywidget.AnyWidget):
             return out
 
         self.set_trait("progress", [0, expected])
-        with hooks.rewrite(self.session.model.unet, ["conv_out"], tick):
+        with hooks.rewrite(self.session.model.unet, {"conv_out": tick}):
             for session in sessions:
                 session.step()
 

@@ -150,16 +150,28 @@ def is_new(session: EditSession) -> bool:
 
 def passes(session: EditSession) -> int:
     """UNet passes of the next step: its propagation orders them, and no UNet runs."""
-    plan, made = session.plan, []
-
-    def run(index: Tensor) -> Tensor:
-        made.append(len(index))
-        return torch.zeros(len(index), 1, 1, 1)
-
+    plan = session.plan
+    run = _Counted(session.passes(session.position, session.latents).known is not None)
     attention = plan.propagation.attention(2 + plan.reads_source, plan.reads_source)
     row = ahead(session)[session.position]
     plan.propagation.predict(run, attention, len(session.source), row, session.batch)
-    return len(made)
+    return run.count
+
+
+class _Counted:
+    """Passes that are only counted."""
+
+    def __init__(self, known: bool):
+        self.known, self.count = known, 0
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        self.count += 1
+        return torch.zeros(len(frames), 1, 1, 1)
+
+    edited = __call__
+
+    def read_source(self, frames: Tensor, attention) -> None:
+        self.count += not self.known
 
 
 def describe(session: EditSession, path: list[int]) -> dict:

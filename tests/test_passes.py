@@ -1,0 +1,241 @@
+"""Prepare once, edit many: what a further edit reads of its source instead of computing it."""
+
+import os
+import warnings
+
+import pytest
+import torch
+from pipelines import moving_latents
+
+import tfkit
+from tfkit import hooks
+from tfkit.inversion import invert
+from tfkit.source_cache import SourceCache
+
+FRAMES, STEPS = 7, 4
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def model(pipeline_folder):
+    return tfkit.load(pipeline_folder, device="cpu", dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def latents():
+    return moving_latents(FRAMES)
+
+
+@pytest.fixture
+def source(model, latents):
+    return invert(model, latents, "a cat", steps=STEPS, **QUIET)
+
+
+def edited(model, source, prompt="a dog", way=None, **settings):
+    way = tfkit.TokenFlow(interval=3) if way is None else way
+    return tfkit.edit(model, source, prompt, propagation=way, **settings, **QUIET).latents
+
+
+def frames_through(model, work):
+    """How many frames, of all branches, go through the UNet in the course of ``work()``."""
+    seen = []
+
+    def count(out):
+        seen.append(len(out))
+        return out
+
+    with hooks.rewrite(model.unet, {"conv_out": count}):
+        work()
+    return sum(seen)
+
+
+@pytest.mark.parametrize("batch", [2, 8])
+def test_a_further_edit_takes_two_passes_a_frame_and_one_a_keyframe(model, source, batch):
+    keyframes = 3  # of seven frames at interval 3
+    first, further = (
+        frames_through(model, lambda p=p: edited(model, source, p, batch=batch))
+        for p in ("a dog", "a red dog")
+    )
+    assert first == STEPS * 3 * FRAMES
+    assert further == STEPS * (2 * FRAMES + keyframes)
+
+
+def test_preparing_takes_one_pass_a_frame_and_the_first_edit_is_a_further_one(model, source):
+    session = tfkit.EditSession(model, source, "a dog", propagation=tfkit.TokenFlow(interval=3))
+    assert frames_through(model, session.prepare) == STEPS * FRAMES
+    assert session.position == 0
+    assert frames_through(model, session.prepare) == 0
+    whole = frames_through(model, lambda: session.step(STEPS))
+    assert whole == STEPS * (2 * FRAMES + 3)
+    alone = invert(model, source.clean, "a cat", steps=STEPS, **QUIET)
+    assert torch.equal(session.latents, edited(model, alone))
+
+
+@pytest.mark.parametrize("way", [tfkit.PerFrame(), tfkit.ExtendedAttention()], ids=repr)
+def test_what_reads_no_source_alone_cannot_be_prepared(model, source, way):
+    with pytest.raises(ValueError, match=r"nothing to prepare .*expected tfkit.TokenFlow\(\)"):
+        tfkit.EditSession(model, source, "a dog", propagation=way).prepare()
+
+
+WAYS = {
+    "paper": tfkit.TokenFlow(interval=3),
+    "reference": tfkit.TokenFlow(interval=3, variant="reference"),
+    "paper on inputs": tfkit.TokenFlow(interval=3, field="input", blend="linear"),
+    "reference on outputs": tfkit.TokenFlow(interval=3, variant="reference", field="output"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("kept", ["in memory", "in a folder"])
+def test_a_further_edit_is_the_first_bit_for_bit(model, latents, tmp_path, way, kept):
+    folder = {"folder": tmp_path / "fox"} if kept == "in a folder" else {}
+    source = invert(model, latents, "a cat", steps=STEPS, **folder, **QUIET)
+    found, passes = [], []
+
+    def make():
+        found.append(edited(model, source, way=way))
+
+    for _ in range(2):
+        passes.append(frames_through(model, make))
+        source = tfkit.open_trajectory(tmp_path / "fox") if folder else source
+    assert passes[1] < passes[0]  # it did take the short way
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"way": tfkit.TokenFlow(interval=3, field="input")},
+        {"way": tfkit.TokenFlow(interval=3, variant="reference")},
+        {"way": tfkit.TokenFlow(interval=2)},
+        {"seed": 1},
+        {"keyframes": [0, 3, 5]},
+        {"method": tfkit.Plain()},
+        {"method": tfkit.SDEdit(0.5)},
+        {"method": tfkit.PlugAndPlay(0, 1)},
+        {"guidance": 1},
+        {"batch": 2},
+        {"negative_prompt": "a house"},
+    ],
+    ids=str,
+)
+def test_no_edit_sees_what_another_kept_for_itself(model, latents, source, change):
+    """Where the source's features differ they are computed anew; elsewhere they are the same."""
+    edited(model, source)
+    after = edited(model, source, **change)
+    alone = edited(model, invert(model, latents, "a cat", steps=STEPS, **QUIET), **change)
+    torch.testing.assert_close(after, alone, rtol=0, atol=1e-9)
+
+
+def test_a_method_that_reads_more_of_the_source_adds_to_what_is_kept(model, source):
+    edited(model, source, method=tfkit.Plain())
+    more = frames_through(model, lambda: edited(model, source, method=tfkit.PlugAndPlay()))
+    assert more == STEPS * 3 * FRAMES - FRAMES + 3  # the last step injects nothing
+    assert frames_through(model, lambda: edited(model, source)) == STEPS * (2 * FRAMES + 3)
+
+
+class Louder(tfkit.Plain):
+    """Changes every branch, the source's too."""
+
+    def during(self, now):
+        return hooks.rewrite(now.model.unet, {"mid_block": lambda out: 2 * out})
+
+
+def test_a_method_of_ones_own_that_may_touch_the_source_keeps_nothing(model, source):
+    edited(model, source, method=tfkit.Plain())
+    before = dict(source.cache.sizes())
+    passes = frames_through(model, lambda: edited(model, source, method=Louder()))
+    assert passes == STEPS * 3 * FRAMES and source.cache.sizes() == before
+
+
+def test_other_weights_keep_their_own(model, source, pipeline_folder):
+    edited(model, source)
+    other = tfkit.load(pipeline_folder, device="cpu", dtype=torch.float64)
+    with torch.no_grad():
+        other.unet.conv_in.weight.mul_(1.01)
+    assert frames_through(other, lambda: edited(other, source)) == STEPS * 3 * FRAMES
+
+
+def test_a_clip_cut_from_a_trajectory_has_a_cache_of_its_own(model, source):
+    edited(model, source)
+    part = source.part(source.timesteps[0], torch.arange(3))
+    assert part.cache is not source.cache and not part.cache.sizes()
+
+
+# Room
+
+
+def test_without_room_for_all_steps_it_says_so_beforehand_and_keeps_what_fits(model, source):
+    expected = edited(model, source)
+    whole = sum(source.cache.sizes().values())
+    source.cache.clear()
+    source.cache.budget = whole // 2 + 1
+    with pytest.warns(UserWarning, match=r"To keep all of it: source.cache.budget = \d+") as said:
+        assert torch.equal(edited(model, source), expected)
+    enough = int(str(said[0].message).rsplit(" ", 1)[1])
+    assert len(said) == 1 and whole <= enough <= whole * STEPS / (STEPS - 1)
+    assert 0 < sum(source.cache.sizes().values()) <= source.cache.budget
+    with warnings.catch_warnings(action="error"):
+        passes = frames_through(model, lambda: edited(model, source))
+    assert STEPS * (2 * FRAMES + 3) < passes < STEPS * 3 * FRAMES
+
+
+def test_no_budget_keeps_nothing_and_says_nothing(model, source):
+    source.cache.budget = 0
+    with warnings.catch_warnings(action="error"):
+        edited(model, source)
+    assert not source.cache.sizes()
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_the_schedule_written_last_stays(tmp_path, folder):
+    cache = SourceCache(tmp_path / "cache" if folder else None, budget=10_000)
+    for name in ("a", "b", "c"):
+        for t in (1, 2):
+            assert cache.put(name, t, {"x": torch.zeros(1000, dtype=torch.int16)})
+    assert list(cache.sizes()) == ["b", "c"] and cache.get("a", 1) is None
+    assert cache.get("c", 2)["x"].dtype == torch.int16
+    assert not cache.put("c", 3, {"x": torch.zeros(10_000)})
+    assert list(cache.sizes())[-1] == "c"
+    cache.clear()
+    assert not cache.sizes() and cache.get("c", 2) is None
+
+
+# Disks
+
+
+def damage(file, how):
+    data = bytearray(file.read_bytes())
+    if how == "cut":
+        data = data[: len(data) // 2]
+    elif how == "flipped":
+        data[-5] ^= 1
+    else:
+        data = b""
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
+def test_a_damaged_file_counts_as_absent_and_is_written_again(model, latents, tmp_path, how):
+    source = invert(model, latents, "a cat", steps=STEPS, folder=tmp_path / "fox", **QUIET)
+    expected = edited(model, source)
+    files = sorted((tmp_path / "fox" / "cache").rglob("*.safetensors"))
+    assert len(files) == STEPS
+    damage(files[1], how)
+    assert frames_through(model, lambda: edited(model, source)) == (
+        STEPS * (2 * FRAMES + 3) + FRAMES - 3
+    )
+    assert torch.equal(edited(model, source), expected)
+    assert frames_through(model, lambda: edited(model, source)) == STEPS * (2 * FRAMES + 3)
+
+
+def test_a_full_disk_costs_time_and_nothing_else(model, latents, tmp_path, monkeypatch):
+    source = invert(model, latents, "a cat", steps=STEPS, folder=tmp_path / "fox", **QUIET)
+    expected = edited(model, invert(model, latents, "a cat", steps=STEPS, **QUIET))
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert torch.equal(edited(model, source), expected)
+    assert not list((tmp_path / "fox" / "cache").rglob("*.*"))

@@ -1,0 +1,154 @@
+"""One denoising step: the UNet passes it is made of, with the source branch and without.
+
+Branches of a batch: [source | negative | prompt], each of all frames of the pass. The source is
+there where the method or the propagation reads it, the negative one unless guidance is 1.
+Memory: one batch of activations; where the source goes alone, its features of all frames.
+"""
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tfkit import hooks
+from tfkit.attention import FlowAttention
+from tfkit.diffusion import LatentDiffusion
+from tfkit.methods import Method, Moment, injection
+from tfkit.propagation import Propagation
+from tfkit.source_cache import Features
+from tfkit.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What steps are taken with. Raises ValueError for settings that are none."""
+
+    prompt: str
+    negative_prompt: str
+    guidance: float | int
+    method: Method
+    propagation: Propagation
+
+    def __post_init__(self):
+        number = isinstance(self.guidance, int | float) and not isinstance(self.guidance, bool)
+        if not number or not math.isfinite(self.guidance):
+            raise ValueError(f"guidance={self.guidance!r}: expected a finite number; 7.5 is usual")
+        for name, kind in (("method", Method), ("propagation", Propagation)):
+            value = getattr(self, name)
+            if isinstance(value, type) or not isinstance(value, kind):
+                raise ValueError(
+                    f"{name}={value!r}: expected an object such as tfkit.PlugAndPlay() for the "
+                    "method, tfkit.TokenFlow() for the propagation"
+                )
+
+    @property
+    def reads_source(self) -> bool:
+        return self.method.reads_source or self.propagation.reads_source
+
+
+@dataclass(eq=False)
+class StepPasses:
+    """What a propagation orders the passes of a step from; call it for all branches at once.
+
+    step: of the whole trajectory. x: the latents (f, c, h, w) before it. text: embeddings
+    (branches, l, d). known: what earlier edits read of the source in this step, or None.
+    """
+
+    model: LatentDiffusion
+    source: Trajectory
+    plan: Plan
+    prepared: Any
+    text: Tensor
+    step: int
+    x: Tensor
+    known: Features | None = None
+    read: list[Features] = field(default_factory=list)  # of the source, chunk by chunk
+
+    def __call__(self, frames: Tensor) -> Float[Tensor, "n c h w"]:
+        """The guided noise of frames (n,), whose source is in the batch if it is read at all."""
+        edited = self.x[frames.to(self.x.device)]
+        if not self.plan.reads_source:
+            return self._guided(edited, frames, self.text)
+        return self._guided(edited, frames, self.text, own=self._own(frames))
+
+    def read_source(self, frames: Tensor, attention: FlowAttention) -> None:
+        """Finds the fields of frames (n,), and what the method injects, by their source alone."""
+        layers = hooks.self_attention(self.model.unet)
+        if self.known is not None:
+            rows = torch.isin(self.known["frames"], frames)
+            self._features = {name: values[rows] for name, values in self.known.items()}
+        else:
+            with hooks.record(self.model.unet, self._injected()) as features:
+                self._predict(self._own(frames), frames, self.text[:1])
+            fields = {name: attention.fields[layer] for name, layer in layers.items()}
+            self._features = {"frames": frames.cpu()} | features | fields
+            self.read.append({name: values.cpu() for name, values in self._features.items()})
+        attention.fields = {
+            layer: self._features[name].to(self.x.device) for name, layer in layers.items()
+        }
+
+    def edited(self, frames: Tensor) -> Float[Tensor, "n c h w"]:
+        """The guided noise of the frames whose source was read last, without its branch."""
+        edited = self.x[frames.to(self.x.device)]
+        return self._guided(edited, frames, self.text[1:], features=self._features)
+
+    @cached_property
+    def _at(self) -> Tensor:
+        return self.source.at(self.source.timesteps[self.step])
+
+    def _own(self, frames: Tensor) -> Tensor:
+        return self._at[frames.to(self._at.device)].to(self.x)
+
+    def _guided(self, edited: Tensor, frames: Tensor, text: Tensor, own=None, features=None):
+        branches = len(text) - (own is not None)
+        latents = torch.cat([*([] if own is None else [own]), *[edited] * branches])
+        out = self._predict(latents, frames, text, features).chunk(len(text))
+        if self.plan.guidance == 1:
+            return out[-1]
+        return out[-2] + self.plan.guidance * (out[-1] - out[-2])
+
+    def _predict(self, latents: Tensor, frames: Tensor, text: Tensor, features=None) -> Tensor:
+        branches, method = len(text), self.plan.method
+        now, t = self._moment(frames, branches), self.source.timesteps[self.step]
+        with ExitStack() as scopes:
+            scopes.enter_context(injection(method, now, features))
+            scopes.enter_context(method.during(now))
+            return self.model.predict_noise(
+                latents, t, text.repeat_interleave(len(frames), 0),
+                depth=self.source.depth_of(frames, branches),
+            )  # fmt: skip
+
+    def _moment(self, frames: Tensor, branches: int) -> Moment:
+        """The method counts the steps of the whole trajectory."""
+        whole = len(self.source.timesteps)
+        return Moment(self.model, self.step, whole, frames, branches, self.prepared)
+
+    def needed(self) -> set[str]:
+        """The features that a step reads of its source."""
+        return {"frames", *self._injected(), *hooks.self_attention(self.model.unet)}
+
+    def _injected(self) -> list[str]:
+        """What is injected where tokens are carried, so that no self-attention is computed."""
+        names = self.plan.method.injects(self._moment(torch.arange(0), 1))
+        return [name for name in names if ".attn1." not in name]
+
+    def features(self) -> Features:
+        """All that was read of the source in this step; empty where nothing was."""
+        names = self.read[0] if self.read else ()
+        return {name: torch.cat([part[name] for part in self.read]) for name in names}
+
+
+class SourcePasses(StepPasses):
+    """The same with the source's branch alone: what an edit reads of it, without any edit."""
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        self._predict(self._own(frames), frames, self.text[:1])
+        return torch.zeros_like(self._own(frames))
+
+    def edited(self, frames: Tensor) -> Tensor:
+        return torch.zeros_like(self._own(frames))
