@@ -106,7 +106,7 @@ def test_a_per_frame_edit_is_a_plain_loop_with_diffusers(model, folder, source, 
 def test_each_pass_sees_the_condition_of_its_own_frames_in_every_branch(
     model, folder, source, condition
 ):
-    """TokenFlow's passes take keyframes, then others: the batch is [source | negative | prompt]."""
+    """TokenFlow's passes: keyframes as [source | negative | prompt], others' source, the rest."""
     seen = []
     net = loading.load_controlnet(folder, device="cpu", dtype=torch.float64)
     handle = net.register_forward_pre_hook(
@@ -117,8 +117,8 @@ def test_each_pass_sees_the_condition_of_its_own_frames_in_every_branch(
         propagation=tfkit.TokenFlow(FRAMES), **QUIET,
     )  # fmt: skip
     handle.remove()
-    for i, frames in enumerate([[1], [0, 2]] * 3):
-        assert torch.equal(seen[i], condition[frames].repeat(3, 1, 1, 1))
+    for i, (frames, branches) in enumerate([([1], 3), ([0, 2], 1), ([0, 2], 2)] * 3):
+        assert torch.equal(seen[i], condition[frames].repeat(branches, 1, 1, 1))
 
 
 @pytest.mark.parametrize(

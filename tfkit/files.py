@@ -28,7 +28,8 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
             values = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
             written = (content.metadata() or {}).get("crc32")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error})") from None
+        state = "lost" if isinstance(error, FileNotFoundError) else "damaged"
+        raise ValueError(f"{path} is {state} ({error})") from None
     if written is not None and written != checksum(values):
         raise ValueError(f"{path} is damaged (its values are not those that were written)")
     return {name: value.to(device) for name, value in values.items()}
