@@ -12,7 +12,7 @@ from tfkit import hooks
 from tfkit.inversion import invert
 from tfkit.source_cache import SourceCache
 
-FRAMES, STEPS = 7, 4
+FRAMES, STEPS = 7, 4  # three keyframes at interval 3
 QUIET = {"progress": False}
 
 
@@ -23,7 +23,7 @@ def model(pipeline_folder):
 
 @pytest.fixture(scope="module")
 def latents():
-    return moving_latents(FRAMES)
+    return moving_latents(FRAMES, 8, 8)
 
 
 @pytest.fixture

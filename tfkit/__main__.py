@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--propagation", choices=PROPAGATIONS, default="tokenflow")
     one.add_argument("--interval", type=int, default=8, help="frames for each keyframe (8)")
     one.add_argument("--trajectory", type=Path, help="folder to keep the inversion in, or resume")
+    one.add_argument("--checkpoints", type=Path, help="folder to keep the edit in, or resume")
     one.add_argument("--seed", type=int, default=0, help="of the keyframes (0)")
     one.add_argument("--batch", type=int, default=8, help="frames in a pass (8)")
     one.add_argument("--device", help="cpu, cuda, ... (the GPU where there is one)")
@@ -85,7 +86,7 @@ def run_edit(args: argparse.Namespace) -> None:
     result = tfkit.edit(
         model, source, args.prompt, negative_prompt=args.negative_prompt, guidance=args.guidance,
         method=method, propagation=propagation, seed=args.seed, batch=args.batch,
-        progress=progress,
+        folder=args.checkpoints, progress=progress,
     )  # fmt: skip
     path = tfkit.write_video(output, result.frames, fps=clip.fps)
     h, w = result.frames.shape[-2:]

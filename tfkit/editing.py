@@ -1,11 +1,13 @@
 """The edit: a session run to its end, whatever the method and the propagation."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tfkit.checkpoints import run_in
 from tfkit.diffusion import LatentDiffusion
 from tfkit.methods import Method, PlugAndPlay
 from tfkit.propagation import Propagation, TokenFlow
@@ -43,23 +45,29 @@ def edit(
     keyframes=None,
     seed: int = 0,
     batch: int = 8,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> Edit:
     """Edits the video behind ``source`` towards ``prompt``, in as many steps as its trajectory.
 
     guidance: classifier-free guidance scale; 1 leaves the negative prompt out. keyframes:
     (steps, k) or (k,) frame indices to use instead of drawing. seed: of the drawing. batch: frames
-    in a pass, times up to three branches; it changes speed and memory, not the result.
+    in a pass, times up to three branches; it changes speed and memory, not the result. folder:
+    where each step is kept; a run that was killed goes on there.
     Of the source, what TokenFlow and the method read is kept (``source.cache``, within its budget),
     so another edit with the same keyframes takes two thirds of the passes.
-    Raises ValueError for settings out of range or that do not fit the model or the clip, and
-    NonFiniteError where the model overflows. The model is left exactly as it was.
+    Raises ValueError for settings out of range or that do not fit the model or the clip and for a
+    folder that belongs to something else; NonFiniteError where the model overflows. The model is
+    left exactly as it was.
     """
     session = EditSession(
         model, source, prompt, negative_prompt=negative_prompt, guidance=guidance, method=method,
         propagation=propagation, keyframes=keyframes, seed=seed, batch=batch,
     )  # fmt: skip
-    session.step(len(session.timesteps), progress=progress)
+    if folder is None:
+        session.step(len(session.timesteps), progress=progress)
+    else:
+        run_in(folder, session, progress=progress)
     rows = session.keyframes
     drawn = None if not rows or rows[0] is None else torch.stack(rows)
     return Edit(session.latents, session.frames(), drawn, prompt)

@@ -1,9 +1,15 @@
-"""Files of tensors that appear whole or not at all, and say so when they were damaged since."""
+"""Files of tensors that appear whole or not at all, and say so when they were damaged since.
 
+Folders of such files belong to one thing, which their manifest names, and to one process at a time.
+"""
+
+import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,3 +71,75 @@ def write_whole(path: Path, data: bytes) -> None:
 def is_part(file: Path) -> bool:
     """Whether a file is what a killed run left half-written."""
     return file.name.startswith(".") and file.name.endswith(".part")
+
+
+@contextmanager
+def claimed(
+    path: str | Path, kind: str, origin: Mapping[str, Any], names: Mapping[str, str] | None = None
+) -> Iterator[Path]:
+    """A folder as the place of one thing, made where it is new, for as long as the block lasts.
+
+    kind: what it is ("trajectory"): the manifest is ``kind.json``, and holds ``origin``, which says
+    what the thing is computed from. names: how errors call what differs. What a killed process left
+    half-written is removed.
+    Raises ValueError where the folder belongs to something else, is a file, holds other things or
+    is in use by another process.
+    """
+    path, manifest = Path(path).expanduser(), f"{kind}.json"
+    origin = json.loads(json.dumps(origin))
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; expected a folder for the {kind}")
+    if (path / manifest).exists():
+        theirs = read_manifest(path, kind, origin)
+        for name, here in origin.items():
+            if theirs[name] != here:
+                raise ValueError(
+                    f"{path} holds the {kind} of another {(names or {}).get(name, name)}: "
+                    f"{_short(theirs[name])} there, {_short(here)} asked for. "
+                    "Give another folder, or delete this one."
+                )
+    elif path.is_dir() and any(not is_part(file) for file in path.iterdir()):
+        raise ValueError(f"{path} is not empty and holds no {kind}; give an empty or a new folder")
+    path.mkdir(parents=True, exist_ok=True)
+    with _held(path):
+        for file in filter(is_part, path.iterdir()):
+            file.unlink()
+        if not (path / manifest).exists():
+            write_whole(path / manifest, json.dumps(origin, indent=1).encode())
+        yield path
+
+
+def read_manifest(path: Path, kind: str, keys: Iterable[str]) -> dict[str, Any]:
+    """What a folder says it is computed from. ValueError where that is damaged."""
+    try:
+        values = json.loads((path / f"{kind}.json").read_text())
+        return {name: values[name] for name in keys}
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(
+            f"{path / kind}.json is damaged, so what {path} belongs to is lost; delete the folder "
+            "and begin again"
+        ) from None
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Keeps other processes out, where the system has locks; a killed process holds none."""
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):  # Windows; a file system without locks
+            import fcntl
+
+            lock = os.open(path, os.O_RDONLY)  # the folder itself: nothing is left behind
+            stack.callback(os.close, lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"{path} is in use: another process, or another call in this one, is writing "
+                    "to it. Wait for it to end, or give another folder"
+                ) from None
+        yield
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:57]}..."

@@ -7,7 +7,7 @@ Memory: the latents of every level (in a folder: of two), and one batch of activ
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -69,30 +69,37 @@ def invert(
     check_whole("batch", batch)
     timesteps, text = model.timesteps(steps), model.embed(prompt)
     conditions, controlled = _conditions(model, given, depth, control)
-    levels: dict[int, Tensor] | Folder = {}
-    if folder is not None:
-        shape, weights = tuple(given.shape), model.fingerprint()
-        under = [f"{name} {digest(value)}" for name, value in conditions.items()]
-        if controlled is not None:
-            under.append(f"{controlled.fingerprint()} {control.scale} {control.until}")
-        origin = Origin(
-            digest(given), shape, weights, str(model.dtype), prompt, timesteps, int(fixed_point),
-            ", ".join(under),
-        )  # fmt: skip
-        levels = claim(folder, origin, model.device)
-        if conditions:
-            write_conditions(folder, conditions)
-    if CLEAN not in levels:
-        levels[CLEAN] = (
-            model.encode(given, batch=batch) if size else given.to(model.device, model.precision)
-        )
+    with ExitStack() as held:
+        levels: dict[int, Tensor] | Folder = {}
+        if folder is not None:
+            under = [f"{name} {digest(value)}" for name, value in conditions.items()]
+            if controlled is not None:
+                under.append(f"{controlled.fingerprint()} {control.scale} {control.until}")
+            origin = Origin(
+                digest(given), tuple(given.shape), model.fingerprint(), str(model.dtype), prompt,
+                timesteps, int(fixed_point), ", ".join(under),
+            )  # fmt: skip
+            levels = held.enter_context(claim(folder, origin, model.device))
+            if conditions:
+                write_conditions(folder, conditions)
+        cache = levels.cache if isinstance(levels, Folder) else SourceCache()
+        source = Trajectory(timesteps, prompt, size, levels, conditions, cache)
+        if CLEAN not in levels:
+            levels[CLEAN] = (
+                model.encode(given, batch=batch)
+                if size
+                else given.to(model.device, model.precision)
+            )
+        predict = _predictor(model, source, text, control, controlled)
+        _climb(model, source, predict, fixed_point, batch, progress)
+    return source
 
-    upwards = timesteps[::-1]
+
+def _climb(model, source: Trajectory, predict, fixed_point: int, batch: int, progress: bool):
+    """Computes the levels that a trajectory lacks, upwards from the highest that is there."""
+    levels, upwards = source.latents, source.timesteps[::-1]
     first = next((i for i, t in enumerate(upwards) if t not in levels), len(upwards))
     x = levels[upwards[first - 1] if first else CLEAN]
-    cache = levels.cache if isinstance(levels, Folder) else SourceCache()
-    source = Trajectory(timesteps, prompt, size, levels, conditions, cache)
-    predict = _predictor(model, source, text, control, controlled)
     with tqdm(total=len(upwards), initial=first, desc="invert", disable=not progress) as bar:
         for i in range(first, len(upwards)):
             t, before = upwards[i], upwards[i - 1] if i else None
@@ -103,7 +110,6 @@ def invert(
                 ]
             x = levels[t] = torch.cat(parts)
             bar.update()
-    return source
 
 
 def _conditions(model, given: Tensor, depth, control: ControlNet | None):

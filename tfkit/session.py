@@ -85,6 +85,13 @@ class EditSession:
     # Where it stands
 
     @property
+    def noise(self) -> Float[Tensor, "f c h w"]:
+        """The noise predicted in the last step taken. ValueError before the first."""
+        if not self.position:
+            raise ValueError("nothing is predicted before the first step; call step()")
+        return self._noise[self.position - 1]
+
+    @property
     def timesteps(self) -> tuple[int, ...]:
         """Those of the steps it takes, descending."""
         return self.source.timesteps[self._first :]
@@ -111,11 +118,9 @@ class EditSession:
     @torch.no_grad()
     def predicted(self) -> Float[Tensor, "f 3 H W"]:
         """The clean frames that the last step taken headed for. ValueError before the first."""
-        if not self.position:
-            raise ValueError("nothing is predicted before the first step; call step()")
-        step = self.position - 1
+        noise, step = self.noise, self.position - 1
         alpha = self.model.alpha(self.timesteps[step])
-        clean = (self._latents[step] - (1 - alpha) ** 0.5 * self._noise[step]) / alpha**0.5
+        clean = (self._latents[step] - (1 - alpha) ** 0.5 * noise) / alpha**0.5
         return self.model.decode(clean, size=self.source.size, batch=self.batch)
 
     def fields(self, layer: str) -> Field:
@@ -177,6 +182,26 @@ class EditSession:
                     self._take()
                 self.position += 1
                 bar.update()
+        return self
+
+    def restore(self, latents: Tensor, noise: Tensor) -> "EditSession":
+        """Takes the next step as it was taken before: what it led to, and the noise predicted in
+        it, both (f, c, h, w). Steps beyond are forgotten. Returns itself.
+
+        Raises ValueError for other shapes, values that are not finite, and at the end.
+        """
+        if self.position == len(self.timesteps):
+            raise ValueError(f"all {self.position} steps are taken; expected to restore one before")
+        for name, values in (("latents", latents), ("noise", noise)):
+            if values.shape != self.latents.shape or not torch.isfinite(values).all():
+                raise ValueError(
+                    f"{name} of shape {tuple(values.shape)}: expected {tuple(self.latents.shape)}, "
+                    "all finite"
+                )
+        there = self.position + 1
+        self._noise = [*self._noise[: self.position], noise.to(self.latents)]
+        self._latents = [*self._latents[:there], latents.to(self.latents)]
+        self.position = there
         return self
 
     def back(self, count: int = 1) -> "EditSession":

@@ -57,6 +57,8 @@ class SourceCache:
         file = self._file(schedule, t)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
+            for part in file.parent.glob(f".{file.name}.*"):  # of a killed process
+                part.unlink(missing_ok=True)
             save_tensors(file, features)
         except OSError:
             return False

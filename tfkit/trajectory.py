@@ -7,9 +7,9 @@ video costs that level.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 from pathlib import Path
@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tfkit.files import as_bytes, is_part, load_tensors, save_tensors, write_whole
+from tfkit.files import as_bytes, claimed, load_tensors, read_manifest, save_tensors
 from tfkit.source_cache import SourceCache
 
 CLEAN = -1  # the key of the latents before any noise
-_MANIFEST = "trajectory.json"
+_KIND = "trajectory"
 _CONDITIONS = "conditions.safetensors"
 _CACHE = "cache"
 _LEVEL = re.compile(r"clean|t(\d{4})")
@@ -155,35 +155,11 @@ class Folder(Mapping):
         return SourceCache(self.path / _CACHE)
 
 
-def claim(path: str | Path, origin: Origin, device: torch.device | str) -> Folder:
-    """The folder as ``origin``'s own: made where it is new, checked where it is not.
-
-    Raises ValueError where it belongs to another video, prompt, model or schedule, and where it is
-    a file or holds other things. What a killed run left half-written is removed.
-    """
-    path = Path(path).expanduser()
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file; expected a folder for the trajectory")
-    if (path / _MANIFEST).exists():
-        theirs = _manifest(path)
-        for one in fields(Origin):
-            there, here = (getattr(o, one.name) for o in (theirs, origin))
-            if there != here:
-                raise ValueError(
-                    f"{path} holds the trajectory of another {_NAMES.get(one.name, one.name)}: "
-                    f"{_short(there)} there, {_short(here)} asked for. "
-                    "Give another folder, or delete this one."
-                )
-    elif path.is_dir() and any(not is_part(file) for file in path.iterdir()):
-        raise ValueError(
-            f"{path} is not empty and holds no trajectory; give an empty or a new folder"
-        )
-    path.mkdir(parents=True, exist_ok=True)
-    for file in filter(is_part, path.iterdir()):
-        file.unlink()
-    if not (path / _MANIFEST).exists():
-        write_whole(path / _MANIFEST, json.dumps(asdict(origin), indent=1).encode())
-    return Folder(path, device)
+@contextmanager
+def claim(path: str | Path, origin: Origin, device: torch.device | str) -> Iterator[Folder]:
+    """The folder as ``origin``'s own for the time of a block: see :func:`tfkit.files.claimed`."""
+    with claimed(path, _KIND, asdict(origin), _NAMES) as place:
+        yield Folder(place, device)
 
 
 def open_trajectory(path: str | Path, *, device: torch.device | str = "cpu") -> Trajectory:
@@ -192,8 +168,8 @@ def open_trajectory(path: str | Path, *, device: torch.device | str = "cpu") -> 
     Raises FileNotFoundError where there is none and ValueError where it is unfinished.
     """
     path = Path(path).expanduser()
-    if not (path / _MANIFEST).exists():
-        raise FileNotFoundError(f"{path} holds no trajectory ({_MANIFEST} is missing)")
+    if not (path / f"{_KIND}.json").exists():
+        raise FileNotFoundError(f"{path} holds no trajectory ({_KIND}.json is missing)")
     origin, levels = _manifest(path), Folder(path, device)
     missing = {CLEAN, *origin.timesteps} - set(levels)
     if missing:
@@ -228,18 +204,6 @@ _NAMES = {
 }
 
 
-def _short(value) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
-
-
 def _manifest(path: Path) -> Origin:
-    try:
-        values = json.loads((path / _MANIFEST).read_text())
-        values |= {name: tuple(values[name]) for name in ("shape", "timesteps")}
-        return Origin(**values)
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(
-            f"{path / _MANIFEST} is damaged, so what {path} belongs to is lost; delete the folder "
-            "and invert again"
-        ) from None
+    values = read_manifest(path, _KIND, [one.name for one in fields(Origin)])
+    return Origin(**values | {name: tuple(values[name]) for name in ("shape", "timesteps")})
