@@ -17,6 +17,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from tfkit import hooks, prompts
 from tfkit.checks import check_frames, check_latents, check_whole, is_whole
+from tfkit.memory import fitting
 from tfkit.video import Clip
 
 HALF = (torch.float16, torch.bfloat16)
@@ -92,14 +93,16 @@ class LatentDiffusion:
         frames = check_frames(frames)
         check_whole("batch", batch)
         size = tuple(side * self.factor for side in self.grid(*frames.shape[-2:]))
-        out = []
-        for chunk in frames.split(batch):
+
+        def encoded(chunk: Tensor) -> Tensor:
             chunk = resize(chunk.to(self.device, self.vae.dtype), size)
             latents = self.vae.encode(chunk * 2 - 1).latent_dist.mean
             if not torch.isfinite(latents).all():
                 raise NonFiniteError(_why("the VAE's encoder", self.vae.dtype))
-            out.append(latents * self.vae.config.scaling_factor)
-        return torch.cat(out).to(self.precision)
+            return latents * self.vae.config.scaling_factor
+
+        latents, _ = fitting(lambda n: torch.cat([encoded(x) for x in frames.split(n)]), batch)
+        return latents.to(self.precision)
 
     @torch.no_grad()
     def decode(
@@ -111,14 +114,16 @@ class LatentDiffusion:
         """
         check_latents(latents)
         check_whole("batch", batch)
-        out = []
-        for chunk in latents.split(batch):
+
+        def decoded(chunk: Tensor) -> Tensor:
             chunk = chunk.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
             frames = self.vae.decode(chunk).sample / 2 + 0.5
             if not torch.isfinite(frames).all():
                 raise NonFiniteError(_why("the VAE's decoder", self.vae.dtype))
-            out.append(resize(frames, size or frames.shape[-2:]).clamp(0, 1))
-        return torch.cat(out).to(self.precision)
+            return resize(frames, size or frames.shape[-2:]).clamp(0, 1)
+
+        frames, _ = fitting(lambda n: torch.cat([decoded(x) for x in latents.split(n)]), batch)
+        return frames.to(self.precision)
 
     @torch.no_grad()
     def embed(self, prompt: str) -> Float[Tensor, "1 l d"]:

@@ -19,6 +19,7 @@ from tfkit.checks import check_frames, check_latents, check_whole
 from tfkit.conditions import latent_depth
 from tfkit.control import Controlled, ControlNet
 from tfkit.diffusion import LatentDiffusion, NonFiniteError, check_depth
+from tfkit.memory import fitting
 from tfkit.methods import Moment
 from tfkit.source_cache import SourceCache
 from tfkit.trajectory import CLEAN, Folder, Origin, Trajectory, claim, digest, write_conditions
@@ -103,12 +104,16 @@ def _climb(model, source: Trajectory, predict, fixed_point: int, batch: int, pro
     with tqdm(total=len(upwards), initial=first, desc="invert", disable=not progress) as bar:
         for i in range(first, len(upwards)):
             t, before = upwards[i], upwards[i - 1] if i else None
+
+            def up(batch: int, x=x, before=before, t=t) -> Tensor:
+                every = torch.arange(len(x), device=x.device).split(batch)
+                return torch.cat(
+                    [_up(model, predict, x[some], some, before, t, fixed_point) for some in every]
+                )
+
             with at_step(i, len(upwards)):
-                parts = [
-                    _up(model, predict, x[frames], frames, before, t, fixed_point)
-                    for frames in torch.arange(len(x), device=x.device).split(batch)
-                ]
-            x = levels[t] = torch.cat(parts)
+                x, batch = fitting(up, batch)
+            levels[t] = x
             bar.update()
 
 

@@ -19,6 +19,7 @@ from tfkit.correspondence import Field, nearest_neighbors
 from tfkit.diffusion import LatentDiffusion, check_whole
 from tfkit.inversion import at_step, check_fits, ddim_step
 from tfkit.keyframes import check_keyframes
+from tfkit.memory import fitting
 from tfkit.methods import Method, Moment, PlugAndPlay
 from tfkit.passes import Plan, SourcePasses, StepPasses
 from tfkit.propagation import Propagation, TokenFlow
@@ -226,16 +227,21 @@ class EditSession:
         t, x = self.timesteps[step], self._latents[step]
         own = attention is None  # the model's own self-attention
         scope = nullcontext() if own else hooks.processor(model.unet, attention)
+        left = len(self.timesteps) - step
+
+        def predict(batch: int) -> Tensor:
+            return self._predict(self.passes(step, x), attention, left, batch)
+
         with scope, at_step(step, len(self.timesteps)):
-            noise = self._predict(self.passes(step, x), attention, len(self.timesteps) - step)
+            noise, self.batch = fitting(predict, self.batch)
         after = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
         latents = ddim_step(x, noise, model.alpha(t), model.alpha(after))
         self._noise, self._latents = [*self._noise, noise], [*self._latents, latents]
 
-    def _predict(self, passes: StepPasses, attention, steps: int) -> Tensor:
+    def _predict(self, passes: StepPasses, attention, steps: int, batch: int) -> Tensor:
         """The noise of every frame; what was read of the source is kept for ``steps`` in all."""
         rows = self._rows[passes.step]
-        noise = self.plan.propagation.predict(passes, attention, len(self.source), rows, self.batch)
+        noise = self.plan.propagation.predict(passes, attention, len(self.source), rows, batch)
         if passes.read and self._schedule is not None:
             self._keep(self.source.timesteps[passes.step], passes.features(), steps)
         return noise
@@ -255,10 +261,15 @@ class EditSession:
             )
         attention, steps = self.plan.propagation.attention(1, True), len(self.timesteps)
         for step in tqdm(range(self.position, steps), desc="prepare", disable=not progress):
-            passes = self.passes(step, self.latents, SourcePasses)
-            if passes.known is None:
-                with hooks.processor(self.model.unet, attention), at_step(step, steps):
-                    self._predict(passes, attention, steps - step)
+            if self.passes(step, self.latents).known is not None:
+                continue
+
+            def read(batch: int, step: int = step) -> Tensor:
+                passes = self.passes(step, self.latents, SourcePasses)
+                return self._predict(passes, attention, steps - step, batch)
+
+            with hooks.processor(self.model.unet, attention), at_step(step, steps):
+                _, self.batch = fitting(read, self.batch)
         return self
 
     def passes(self, step: int, x: Tensor, kind: type[StepPasses] = StepPasses) -> StepPasses:

@@ -1,0 +1,98 @@
+"""Out of memory: half the batch, and on; the result is the same."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pipelines import moving_latents
+
+import tfkit
+from tfkit.memory import fitting, is_out_of_memory
+
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def model(pipeline_folder):
+    return tfkit.load(pipeline_folder, device="cpu", dtype=torch.float64)
+
+
+def test_a_real_failure_is_known_and_others_are_not():
+    with pytest.raises(RuntimeError) as failed:
+        torch.empty(2**55, dtype=torch.uint8)
+    assert is_out_of_memory(failed.value) and is_out_of_memory(torch.OutOfMemoryError())
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_it_halves_until_it_fits_and_says_so():
+    tried = []
+
+    def work(batch):
+        tried.append(batch)
+        if batch > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "done"
+
+    with pytest.warns(UserWarning, match="out of memory: going on with batch=2"):
+        assert fitting(work, 11) == ("done", 2)
+    assert tried == [11, 5, 2]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("too much"), RuntimeError("a bug")])
+def test_what_halving_does_not_cure_is_raised(error):
+    def work(batch):
+        raise error
+
+    with pytest.raises(type(error), match=str(error)), warnings.catch_warnings(action="ignore"):
+        fitting(work, 1 if isinstance(error, torch.OutOfMemoryError) else 8)
+
+
+def small(module, most):
+    """Lets a module fail like a GPU that is full, above so many in a batch."""
+
+    def hook(module, args, kwargs):
+        if len(args[0]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+@pytest.mark.filterwarnings("ignore:out of memory")
+@pytest.mark.parametrize("way", [tfkit.TokenFlow(interval=3), tfkit.PerFrame()], ids=repr)
+def test_a_small_memory_inverts_and_edits_all_the_same(model, way):
+    latents = moving_latents(6, 8, 8).double()
+
+    def work():
+        source = tfkit.invert(model, latents, "a cat", steps=2, **QUIET)
+        edit = tfkit.edit(model, source, "a dog", propagation=way, **QUIET)
+        return edit.latents, edit.frames, model.encode(edit.frames)
+
+    expected = work()
+    parts = (model.unet, 6), (model.vae.encoder, 1), (model.vae.decoder, 2)
+    handles = [small(module, most) for module, most in parts]
+    try:
+        found = work()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+@settings(max_examples=12, deadline=None)
+@given(frames=st.integers(1, 7), interval=st.integers(1, 8), batch=st.integers(1, 8),
+       variant=st.sampled_from(["paper", "reference"]), further=st.booleans())  # fmt: skip
+def test_any_batch_gives_the_same_edit(model, frames, interval, batch, variant, further):
+    """Chunked is unchunked, and a further edit is a first one, whatever the numbers."""
+    way = tfkit.TokenFlow(interval=interval, variant=variant)
+    latents = moving_latents(frames, 8, 8).double()
+    source = tfkit.invert(model, latents, "a cat", steps=2, batch=batch, **QUIET)
+    whole = tfkit.invert(model, latents, "a cat", steps=2, batch=8, **QUIET)
+    settings = {"propagation": way, "seed": frames, **QUIET}
+    expected = tfkit.edit(model, whole, "a dog", batch=8, **settings)
+    if further:
+        tfkit.edit(model, source, "a bird", batch=batch, **settings)
+    made = tfkit.edit(model, source, "a dog", batch=batch, **settings)
+    torch.testing.assert_close(made.latents, expected.latents, rtol=0, atol=1e-8)
