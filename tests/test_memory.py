@@ -1,7 +1,5 @@
 """Out of memory: half the batch, and on; the result is the same."""
 
-import warnings
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,7 +20,7 @@ def model(pipeline_folder):
 def test_a_real_failure_is_known_and_others_are_not():
     with pytest.raises(RuntimeError) as failed:
         torch.empty(2**55, dtype=torch.uint8)
-    assert is_out_of_memory(failed.value) and is_out_of_memory(torch.OutOfMemoryError())
+    assert is_out_of_memory(failed.value) and is_out_of_memory(torch.cuda.OutOfMemoryError())
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
@@ -32,7 +30,7 @@ def test_it_halves_until_it_fits_and_says_so():
     def work(batch):
         tried.append(batch)
         if batch > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return "done"
 
     with pytest.warns(UserWarning, match="out of memory: going on with batch=2"):
@@ -40,13 +38,13 @@ def test_it_halves_until_it_fits_and_says_so():
     assert tried == [11, 5, 2]
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("too much"), RuntimeError("a bug")])
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("too much"), RuntimeError("a bug")])
 def test_what_halving_does_not_cure_is_raised(error):
     def work(batch):
         raise error
 
-    with pytest.raises(type(error), match=str(error)), warnings.catch_warnings(action="ignore"):
-        fitting(work, 1 if isinstance(error, torch.OutOfMemoryError) else 8)
+    with pytest.raises(type(error), match=str(error)):
+        fitting(work, 1 if isinstance(error, torch.cuda.OutOfMemoryError) else 8)
 
 
 def small(module, most):
@@ -54,7 +52,7 @@ def small(module, most):
 
     def hook(module, args, kwargs):
         if len(args[0]) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 

@@ -175,14 +175,16 @@ def test_without_room_for_all_steps_it_says_so_beforehand_and_keeps_what_fits(mo
     enough = int(str(said[0].message).rsplit(" ", 1)[1])
     assert len(said) == 1 and whole <= enough <= whole * STEPS / (STEPS - 1)
     assert 0 < sum(source.cache.sizes().values()) <= source.cache.budget
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         passes = frames_through(model, lambda: edited(model, source))
     assert STEPS * (2 * FRAMES + 3) < passes < STEPS * 3 * FRAMES
 
 
 def test_no_budget_keeps_nothing_and_says_nothing(model, source):
     source.cache.budget = 0
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         edited(model, source)
     assert not source.cache.sizes()
 

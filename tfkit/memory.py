@@ -29,5 +29,5 @@ def fitting(work: Callable[[int], T], batch: int) -> tuple[T, int]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or (a RuntimeError like others) on the CPU."""
-    known = (MemoryError, torch.OutOfMemoryError)
+    known = (MemoryError, torch.cuda.OutOfMemoryError)
     return isinstance(error, known) or "can't allocate memory" in str(error)
