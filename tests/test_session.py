@@ -194,3 +194,32 @@ def test_an_interrupted_step_was_not_taken(model, source):
     handle.remove()
     assert walk.position == 1
     assert torch.equal(walk.step(3).latents, whole(model, source).latents)
+
+
+# --- taken up again -----------------------------------------------------------------------------
+
+
+def test_a_step_restored_is_the_step_taken(model, source):
+    walk, twin = session(model, source).step(2), session(model, source)
+    for position in (1, 2):
+        walk.goto(position)
+        twin.restore(walk.latents, walk.noise)
+    assert twin.position == 2 and torch.equal(twin.predicted(), walk.predicted())
+    with Counted(model) as nothing:
+        twin.back(2).step(2)
+    assert not nothing.passes
+    assert torch.equal(twin.step().latents, walk.step().latents)
+
+
+def test_what_is_no_step_is_not_restored(model, source):
+    walk = session(model, source)
+    noise = torch.zeros_like(walk.latents)
+    with pytest.raises(ValueError, match=r"latents of shape \(4, 4, 8, 8\): expected \(5, 4, 8, 8"):
+        walk.restore(noise[:4], noise)
+    with pytest.raises(ValueError, match=r"noise of shape .* all finite"):
+        walk.restore(noise, noise * torch.nan)
+    assert walk.position == 0
+    with pytest.raises(ValueError, match="nothing is predicted before the first step"):
+        _ = walk.noise
+    with pytest.raises(ValueError, match="all 4 steps are taken"):
+        walk.step(STEPS).restore(noise, noise)

@@ -56,7 +56,8 @@ class StepPasses:
     """What a propagation orders the passes of a step from; call it for all branches at once.
 
     step: of the whole trajectory. x: the latents (f, c, h, w) before it. text: embeddings
-    (branches, l, d). known: what earlier edits read of the source in this step, or None.
+    (branches, l, d). known: what earlier edits read of the source in this step, or None. keeps:
+    whether what is read now is to be kept, in ``read``, chunk by chunk.
     """
 
     model: LatentDiffusion
@@ -67,7 +68,8 @@ class StepPasses:
     step: int
     x: Tensor
     known: Features | None = None
-    read: list[Features] = field(default_factory=list)  # of the source, chunk by chunk
+    keeps: bool = False
+    read: list[Features] = field(default_factory=list)
 
     def __call__(self, frames: Tensor) -> Float[Tensor, "n c h w"]:
         """The guided noise of frames (n,), whose source is in the batch if it is read at all."""
@@ -87,7 +89,8 @@ class StepPasses:
                 self._predict(self._own(frames), frames, self.text[:1])
             fields = {name: attention.fields[layer] for name, layer in layers.items()}
             self._features = {"frames": frames.cpu()} | features | fields
-            self.read.append({name: values.cpu() for name, values in self._features.items()})
+            if self.keeps:
+                self.read.append({name: values.cpu() for name, values in self._features.items()})
         attention.fields = {
             layer: self._features[name].to(self.x.device) for name, layer in layers.items()
         }

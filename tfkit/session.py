@@ -242,7 +242,7 @@ class EditSession:
         """The noise of every frame; what was read of the source is kept for ``steps`` in all."""
         rows = self._rows[passes.step]
         noise = self.plan.propagation.predict(passes, attention, len(self.source), rows, batch)
-        if passes.read and self._schedule is not None:
+        if passes.read:
             self._keep(self.source.timesteps[passes.step], passes.features(), steps)
         return noise
 
@@ -281,13 +281,14 @@ class EditSession:
             known = self.source.cache.get(self._schedule, self.timesteps[step])
             if known is not None and passes.needed() <= known.keys():
                 passes.known = known
+            passes.keeps = self.source.cache.budget > 0
         return passes
 
     def _keep(self, t: int, features: Features, steps: int) -> None:
         """Keeps what was read of the source in a step, for edits to come, while there is room."""
         cache, size = self.source.cache, sum(values.nbytes for values in features.values())
         whole, first = steps * size, self._schedule not in cache.sizes()
-        if first and whole > cache.budget > 0:
+        if first and whole > cache.budget:
             warnings.warn(
                 f"keeping what {steps} steps read of the source takes {whole / 2**20:,.1f} MiB and "
                 f"the budget is {cache.budget / 2**20:,.1f}: further edits of this video will "
