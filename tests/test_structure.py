@@ -17,7 +17,7 @@ ORDER = [
     "files", "source_cache", "trajectory", "methods", "conditions",
     "control", "adapters", "inversion", "tokens", "correspondence",
     "tracks", "pca", "keyframes", "attention", "swapping", "propagation",
-    "passes", "session", "checkpoints",
+    "passes", "steps", "session", "checkpoints",
     "editing", "metrics", "raft", "fidelity", "matches", "clip", "dino", "intervals",
     "choices", "preferences", "scores",
     "scoring", "records", "jobs", "entries", "evaluation", "tables", "overlays",

@@ -4,9 +4,6 @@ Memory: latents and predicted noise of every step taken, which is what makes goi
 what the source's cache may hold, which makes the next edit of the same video cheaper.
 """
 
-import hashlib
-import warnings
-from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -14,16 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tfkit import hooks
 from tfkit.correspondence import Field, nearest_neighbors
 from tfkit.diffusion import LatentDiffusion, check_whole
-from tfkit.inversion import at_step, check_fits, ddim_step
+from tfkit.inversion import check_fits, ddim_step
 from tfkit.keyframes import check_keyframes
-from tfkit.memory import fitting
 from tfkit.methods import Method, Moment, PlugAndPlay
-from tfkit.passes import Plan, SourcePasses, StepPasses
+from tfkit.passes import Plan, StepPasses
 from tfkit.propagation import Propagation, TokenFlow
-from tfkit.source_cache import Features
+from tfkit.steps import Steps, schedule_of
 from tfkit.tokens import extract_tokens
 from tfkit.trajectory import Trajectory
 
@@ -69,15 +64,17 @@ class EditSession:
             plan.propagation.check(rows, frames)
         prepared = plan.method.prepare(self.model, self.source)
         text = [self.model.embed(text) for text in _texts(plan, self.source)]
-        first = self._first if self.position else plan.method.first_step(steps)
+        first = self._steps.first if self.position else plan.method.first_step(steps)
         if not self.position:
             timesteps = self.source.timesteps[first:]
             begun = plan.method.begin(self.model, self.source, timesteps[0] if timesteps else None)
             self._latents = [begun.to(self.model.device, self.model.precision)]
-        self.plan, self._text, self._first, self._prepared = plan, torch.cat(text), first, prepared
-        self._schedule = _schedule(self.model, plan, rows, prepared)
         drawn, taken = [None] * steps if rows is None else list(rows), first + self.position
         self._rows = self._rows[:taken] + drawn[len(self._rows[:taken]) :]
+        self._steps = Steps(
+            self.model, self.source, plan, prepared, torch.cat(text), first, self._rows,
+            schedule_of(self.model, plan, rows, prepared),
+        )  # fmt: skip
         self._latents, self._noise = (
             self._latents[: self.position + 1],
             self._noise[: self.position],
@@ -93,9 +90,14 @@ class EditSession:
         return self._noise[self.position - 1]
 
     @property
+    def plan(self) -> Plan:
+        """What the steps to come are taken with."""
+        return self._steps.plan
+
+    @property
     def timesteps(self) -> tuple[int, ...]:
         """Those of the steps it takes, descending."""
-        return self.source.timesteps[self._first :]
+        return self._steps.timesteps
 
     @property
     def latents(self) -> Float[Tensor, "f c h w"]:
@@ -134,7 +136,9 @@ class EditSession:
         parts: list[Tensor] = []
         for frames in torch.arange(len(self.source)).split(self.batch):
             whole = len(self.source.timesteps)
-            now = Moment(self.model, self._first + self.last, whole, frames, 1, self._prepared)
+            now = Moment(
+                self.model, self._steps.first + self.last, whole, frames, 1, self._steps.prepared
+            )
             with self.plan.method.during(now):
                 tokens = extract_tokens(
                     self.model, self.source.part(t, frames), timestep=t, layers=layer,
@@ -160,7 +164,7 @@ class EditSession:
         return out.scatter_add_(1, near.second[:, None], rest[:, None])
 
     def _row(self, what: str) -> Tensor:
-        row = self._rows[min(self._first + self.last, len(self._rows) - 1)]
+        row = self._rows[min(self._steps.first + self.last, len(self._rows) - 1)]
         if row is None or not hasattr(self.plan.propagation, "neighbors"):
             raise ValueError(
                 f"no {what}: {self.plan.propagation!r} carries no tokens; use tfkit.TokenFlow()"
@@ -222,29 +226,12 @@ class EditSession:
 
     def _take(self) -> None:
         """Computes the step from the present position; all of it or nothing is kept."""
-        model, plan, step = self.model, self.plan, self.position
-        attention = plan.propagation.attention(len(self._text), plan.reads_source)
+        model, step = self.model, self.position
         t, x = self.timesteps[step], self._latents[step]
-        own = attention is None  # the model's own self-attention
-        scope = nullcontext() if own else hooks.processor(model.unet, attention)
-        left = len(self.timesteps) - step
-
-        def predict(batch: int) -> Tensor:
-            return self._predict(self.passes(step, x), attention, left, batch)
-
-        with scope, at_step(step, len(self.timesteps)):
-            noise, self.batch = fitting(predict, self.batch)
+        noise, self.batch = self._steps.predict(step, x, self.batch)
         after = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
         latents = ddim_step(x, noise, model.alpha(t), model.alpha(after))
         self._noise, self._latents = [*self._noise, noise], [*self._latents, latents]
-
-    def _predict(self, passes: StepPasses, attention, steps: int, batch: int) -> Tensor:
-        """The noise of every frame; what was read of the source is kept for ``steps`` in all."""
-        rows = self._rows[passes.step]
-        noise = self.plan.propagation.predict(passes, attention, len(self.source), rows, batch)
-        if passes.read:
-            self._keep(self.source.timesteps[passes.step], passes.features(), steps)
-        return noise
 
     @torch.no_grad()
     def prepare(self, *, progress: bool = False) -> "EditSession":
@@ -253,49 +240,14 @@ class EditSession:
         It lies in ``source.cache`` then, and serves every edit with the same keyframes, whatever
         its prompt. Raises ValueError where nothing can be read of the source alone.
         """
-        if self._schedule is None:
-            raise ValueError(
-                f"nothing to prepare for {self.plan.method!r} with {self.plan.propagation!r}: "
-                "expected tfkit.TokenFlow(), a method whose effect on the source is known, and a "
-                "model without unmerged adapters"
-            )
-        attention, steps = self.plan.propagation.attention(1, True), len(self.timesteps)
-        for step in tqdm(range(self.position, steps), desc="prepare", disable=not progress):
-            if self.passes(step, self.latents).known is not None:
-                continue
-
-            def read(batch: int, step: int = step) -> Tensor:
-                passes = self.passes(step, self.latents, SourcePasses)
-                return self._predict(passes, attention, steps - step, batch)
-
-            with hooks.processor(self.model.unet, attention), at_step(step, steps):
-                _, self.batch = fitting(read, self.batch)
+        self.batch = self._steps.read_source(
+            self.position, self.latents, self.batch, progress=progress
+        )
         return self
 
-    def passes(self, step: int, x: Tensor, kind: type[StepPasses] = StepPasses) -> StepPasses:
-        """The passes of one of its steps, from latents ``x``, and what is known of its source."""
-        passes = kind(
-            self.model, self.source, self.plan, self._prepared, self._text, self._first + step, x
-        )
-        if self._schedule is not None:
-            known = self.source.cache.get(self._schedule, self.timesteps[step])
-            if known is not None and passes.needed() <= known.keys():
-                passes.known = known
-            passes.keeps = self.source.cache.budget > 0
-        return passes
-
-    def _keep(self, t: int, features: Features, steps: int) -> None:
-        """Keeps what was read of the source in a step, for edits to come, while there is room."""
-        cache, size = self.source.cache, sum(values.nbytes for values in features.values())
-        whole, first = steps * size, self._schedule not in cache.sizes()
-        if first and whole > cache.budget:
-            warnings.warn(
-                f"keeping what {steps} steps read of the source takes {whole / 2**20:,.1f} MiB and "
-                f"the budget is {cache.budget / 2**20:,.1f}: further edits of this video will "
-                f"compute the rest again. To keep all of it: source.cache.budget = {whole}",
-                stacklevel=2,
-            )
-        cache.put(self._schedule, t, features)
+    def passes(self) -> StepPasses:
+        """The passes of the next step, and what is known of its source."""
+        return self._steps.passes(self.position, self.latents)
 
     # Changing what comes
 
@@ -327,18 +279,3 @@ class EditSession:
 def _texts(plan: Plan, source: Trajectory) -> list[str]:
     texts = [source.prompt] * plan.reads_source + [plan.negative_prompt] * (plan.guidance != 1)
     return [*texts, plan.prompt]
-
-
-def _schedule(model: LatentDiffusion, plan: Plan, rows: Tensor | None, prepared) -> str | None:
-    """A digest of all that the source's features depend on besides the trajectory itself.
-
-    None where the propagation reads no source alone, or where something cannot be told: what an
-    unknown method does to the source, and how strong adapters are that are not merged.
-    """
-    fields = getattr(plan.propagation, "schedule", lambda rows: None)(rows)
-    marks = plan.method.marks_source(prepared)
-    adapted = any("lora_" in name for name in model.unet.state_dict())
-    if fields is None or marks is None or adapted:
-        return None
-    parts = f"{fields} {marks} {model.fingerprint()} {model.dtype}"
-    return hashlib.sha256(parts.encode()).hexdigest()[:16]

@@ -151,7 +151,7 @@ def is_new(session: EditSession) -> bool:
 def passes(session: EditSession) -> int:
     """UNet passes of the next step: its propagation orders them, and no UNet runs."""
     plan = session.plan
-    run = _Counted(session.passes(session.position, session.latents).known is not None)
+    run = _Counted(session.passes().known is not None)
     attention = plan.propagation.attention(2 + plan.reads_source, plan.reads_source)
     row = ahead(session)[session.position]
     plan.propagation.predict(run, attention, len(session.source), row, session.batch)

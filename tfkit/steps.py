@@ -1,0 +1,133 @@
+"""The steps of a plan: what each predicts, what it reads of the source, and what is kept of that.
+
+Memory: what a step's passes take; what is read of the source goes to its cache.
+"""
+
+import hashlib
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tfkit import hooks
+from tfkit.diffusion import LatentDiffusion
+from tfkit.inversion import at_step
+from tfkit.memory import fitting
+from tfkit.passes import Plan, SourcePasses, StepPasses
+from tfkit.source_cache import Features
+from tfkit.trajectory import Trajectory
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """The steps that a plan takes of a source's, numbered from the first it takes.
+
+    prepared: what the method made of the video. text: embeddings (branches, l, d). first: the
+    trajectory's step that is its own step 0. rows: keyframes at each of the trajectory's timesteps,
+    or None. schedule: a digest of what the source's features depend on, None where it cannot tell.
+    """
+
+    model: LatentDiffusion
+    source: Trajectory
+    plan: Plan
+    prepared: Any
+    text: Tensor
+    first: int
+    rows: list[Tensor | None]
+    schedule: str | None
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """Descending."""
+        return self.source.timesteps[self.first :]
+
+    def predict(self, step: int, x: Tensor, batch: int) -> tuple[Float[Tensor, "f c h w"], int]:
+        """The noise of every frame at latents ``x``, and the batch that fitted into memory.
+
+        Raises NonFiniteError where the model overflows.
+        """
+        attention = self.plan.propagation.attention(len(self.text), self.plan.reads_source)
+        own = attention is None  # the model's own self-attention
+        scope = nullcontext() if own else hooks.processor(self.model.unet, attention)
+
+        def predict(batch: int) -> Tensor:
+            return self._run(self.passes(step, x), attention, step, batch)
+
+        with scope, at_step(step, len(self.timesteps)):
+            return fitting(predict, batch)
+
+    def read_source(self, start: int, x: Tensor, batch: int, *, progress: bool) -> int:
+        """Reads of the source what the steps from ``start`` on lack; returns the batch that fitted.
+
+        Raises ValueError where nothing can be read of the source alone.
+        """
+        if self.schedule is None:
+            raise ValueError(
+                f"nothing to prepare for {self.plan.method!r} with {self.plan.propagation!r}: "
+                "expected tfkit.TokenFlow(), a method whose effect on the source is known, and a "
+                "model without unmerged adapters"
+            )
+        attention, count = self.plan.propagation.attention(1, True), len(self.timesteps)
+        for step in tqdm(range(start, count), desc="prepare", disable=not progress):
+            if self.passes(step, x).known is not None:
+                continue
+
+            def read(batch: int, step: int = step) -> Tensor:
+                return self._run(self.passes(step, x, SourcePasses), attention, step, batch)
+
+            with hooks.processor(self.model.unet, attention), at_step(step, count):
+                _, batch = fitting(read, batch)
+        return batch
+
+    def passes(self, step: int, x: Tensor, kind: type[StepPasses] = StepPasses) -> StepPasses:
+        """The passes of a step from latents ``x``, and what is known of its source."""
+        passes = kind(
+            self.model, self.source, self.plan, self.prepared, self.text, self.first + step, x
+        )
+        if self.schedule is not None:
+            known = self.source.cache.get(self.schedule, self.timesteps[step])
+            if known is not None and passes.needed() <= known.keys():
+                passes.known = known
+            passes.keeps = self.source.cache.budget > 0
+        return passes
+
+    def _run(self, passes: StepPasses, attention, step: int, batch: int) -> Tensor:
+        """The noise of every frame; what was read of the source is kept."""
+        noise = self.plan.propagation.predict(
+            passes, attention, len(self.source), self.rows[self.first + step], batch
+        )
+        if passes.read:
+            self._keep(step, passes.features())
+        return noise
+
+    def _keep(self, step: int, features: Features) -> None:
+        """Keeps what was read of the source in a step, for edits to come, while there is room."""
+        cache, left = self.source.cache, len(self.timesteps) - step
+        whole = left * sum(values.nbytes for values in features.values())
+        if self.schedule not in cache.sizes() and whole > cache.budget:
+            warnings.warn(
+                f"keeping what {left} steps read of the source takes {whole / 2**20:,.1f} MiB and "
+                f"the budget is {cache.budget / 2**20:,.1f}: further edits of this video will "
+                f"compute the rest again. To keep all of it: source.cache.budget = {whole}",
+                stacklevel=2,
+            )
+        cache.put(self.schedule, self.timesteps[step], features)
+
+
+def schedule_of(model: LatentDiffusion, plan: Plan, rows: Tensor | None, prepared) -> str | None:
+    """A digest of all that the source's features depend on besides the trajectory itself.
+
+    None where the propagation reads no source alone, or where something cannot be told: what an
+    unknown method does to the source, and how strong adapters are that are not merged.
+    """
+    fields = getattr(plan.propagation, "schedule", lambda rows: None)(rows)
+    marks = plan.method.marks_source(prepared)
+    adapted = any("lora_" in name for name in model.unet.state_dict())
+    if fields is None or marks is None or adapted:
+        return None
+    parts = f"{fields} {marks} {model.fingerprint()} {model.dtype}"
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
