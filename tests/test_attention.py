@@ -14,7 +14,7 @@ from tfkit.attention import (
     extended,
     find_fields,
 )
-from tfkit.keyframes import Neighbors, paper_neighbors
+from tfkit.keyframes import Neighbors, key_blocks, paper_neighbors
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,83 @@ def test_frames_need_no_queries_but_the_sources_own(layer, on, live, queries):
     out = flow(layer, tokens_for(layer, 2 * 3, seed=1))
     handle.remove()
     assert sum(seen) == queries and len(out) == 6
+
+
+# Many keyframes: windows and anchors
+
+
+def masked(layer, tokens, blocks):
+    """Attention over all keyframes at once, with a mask of what each may see: by another way."""
+    count, n, _ = tokens.shape
+    mask = torch.zeros(count, count, dtype=torch.bool)
+    for block in blocks:
+        mask[block.own[:, None], block.held] = True
+    mask = mask.repeat_interleave(n, 0).repeat_interleave(n, 1)
+    bias = torch.zeros_like(mask, dtype=tokens.dtype).masked_fill(~mask, -torch.inf)
+    return layer(tokens.reshape(1, count * n, -1), attention_mask=bias[None]).view_as(tokens)
+
+
+@pytest.mark.parametrize("kind", ["flow", "joint"])
+def test_blocks_see_their_window_and_nothing_else(layer, kind):
+    count, blocks = 11, key_blocks(11, 6)
+    assert len(blocks) == 6
+    branches = [tokens_for(layer, count, seed=i) for i in range(3)]
+    attention = (
+        FlowAttention(3, "output", False, in_blocks=True)
+        if kind == "flow"
+        else KeyframeAttention(3, True)
+    )
+    outs = [torch.zeros_like(branch) for branch in branches]
+    with torch.no_grad():
+        for block in blocks:
+            attention.context = block.context
+            parts = attention(layer, torch.cat([x[block.own] for x in branches])).chunk(3)
+            for out, part in zip(outs, parts, strict=True):
+                out[block.own] = part
+            if kind == "flow":
+                kept = attention.kept[layer]
+                assert len(kept.source) == len(block.held) <= 6
+                for branch, out in zip(kept.outputs, outs, strict=True):
+                    torch.testing.assert_close(branch, out[block.held], rtol=0, atol=0)
+        torch.testing.assert_close(outs[0], layer(branches[0]), rtol=0, atol=1e-12)
+        for out, branch in zip(outs[1:], branches[1:], strict=True):
+            torch.testing.assert_close(out, masked(layer, branch, blocks), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("way", "options"),
+    [
+        (tfkit.TokenFlow, {"interval": 2}),
+        (tfkit.TokenFlow, {"interval": 1, "variant": "reference"}),
+        (tfkit.ExtendedAttention, {"interval": 2}),
+    ],
+)
+def test_a_window_is_exact_for_few_and_the_same_in_any_batch(model, way, options):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 4, 8, 8, generator=g, dtype=torch.float64)
+    source = tfkit.invert(model, x, "a cat", steps=2, progress=False)
+
+    def edited(window, batch):
+        how = way(window=window, **options)
+        return tfkit.edit(model, source, "a dog", propagation=how, batch=batch, progress=False)
+
+    every, wide, narrow, parts, whole = (
+        edited(*how).latents for how in [(None, 8), (9, 8), (4, 8), (4, 1), (4, 64)]
+    )
+    torch.testing.assert_close(every, wide, rtol=0, atol=0)
+    torch.testing.assert_close(narrow, parts, rtol=0, atol=1e-9)
+    torch.testing.assert_close(narrow, whole, rtol=0, atol=1e-9)
+    assert not torch.allclose(every, narrow)
+    source.cache.clear()
+    torch.testing.assert_close(edited(4, 8).latents, narrow, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("window", [0, 2, True])
+def test_a_window_is_a_whole_number(window):
+    with pytest.raises(ValueError, match=f"window={window!r}"):
+        tfkit.TokenFlow(window=window)
+    with pytest.raises(ValueError, match=f"window={window!r}"):
+        tfkit.ExtendedAttention(window=window)
 
 
 # Joint attention to keyframes

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tfkit.keyframes import (
     check_keyframes,
     draw_keyframes,
+    key_blocks,
     paper_neighbors,
     reference_neighbors,
 )
@@ -83,3 +84,52 @@ def test_the_reference_takes_its_own_and_the_previous_and_never_the_next():
 def test_bad_keyframes(keyframes, message):
     with pytest.raises(ValueError, match=message):
         check_keyframes(keyframes, 12, 3)
+
+
+# Windows
+
+
+@given(count=st.integers(1, 70), window=st.integers(3, 20))
+def test_every_keyframe_goes_once_and_sees_a_window_at_most(count, window):
+    blocks = key_blocks(count, window)
+    gone = torch.cat([block.own for block in blocks])
+    assert sorted(gone.tolist()) == list(range(count))
+    assert max(len(block.held) for block in blocks) <= window
+    held = torch.arange(0)
+    for block in blocks:
+        assert torch.equal(block.held, torch.cat([held[block.context], block.own]))
+        held = block.held
+        before = gone[: (gone == block.own[-1]).nonzero()[0, 0] + 1]
+        assert set(range(block.until)) <= set(before.tolist())
+    assert blocks[-1].until == count
+
+
+@given(count=st.integers(1, 40), window=st.sampled_from([3, 4, 7, 16]), interval=st.integers(1, 5))
+def test_the_keyframes_a_frame_takes_from_are_at_hand_when_it_goes(count, window, interval):
+    frames = count * interval
+    row = draw_keyframes(frames, interval, 1, seed=count)[0]
+    every = torch.arange(frames)
+    for near in (paper_neighbors(every, row), reference_neighbors(every, frames, interval)):
+        needs, done = torch.maximum(near.first, near.second), 0
+        for block in key_blocks(count, window):
+            ready = int((needs < block.until).sum())
+            for name in ("first", "second"):
+                wanted = getattr(near, name)[done:ready]
+                local = getattr(near.among(block.held), name)[done:ready]
+                assert torch.equal(block.held[local], wanted)
+            done = ready
+        assert done == frames
+
+
+@pytest.mark.parametrize("window", [None, 5, 16])
+def test_few_keyframes_go_together(window):
+    (block,) = key_blocks(5, window)
+    assert torch.equal(block.own, torch.arange(5)) and not len(block.context)
+
+
+def test_many_keyframes_see_anchors_and_the_block_before():
+    blocks = key_blocks(20, 8)
+    assert blocks[0].own.tolist() == [0, 19]  # a quarter of the window
+    assert blocks[1].own.tolist() == [1, 2, 3]
+    assert blocks[3].own.tolist() == [7, 8, 9]
+    assert blocks[3].held.tolist() == [0, 19, 4, 5, 6, 7, 8, 9]

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from tfkit.correspondence import follow, nearest_neighbors
 from tfkit.keyframes import Neighbors
 
-Keys = tuple[Tensor, Tensor]  # keys and values, of one list for each branch: (b, m, d) each
+Keys = tuple[Tensor, Tensor]  # keys and values in the edited branches: (b, f, n, d) each
+NONE = torch.arange(0)
 
 
 def project(attn: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,31 +47,71 @@ def extended(
 
 
 def extended_over(
-    attn: nn.Module, tokens: Tensor, branches: int, source: bool, keys: Keys | None = None
+    attn: nn.Module,
+    tokens: Tensor,
+    branches: int,
+    source: bool,
+    *,
+    beside: Keys | None = None,
+    own: bool = True,
 ) -> tuple[Float[Tensor, "b n d"], Keys | None]:
-    """The same over ``keys``, the keys and values (b, m, d) of other frames, where they are given.
+    """The same over the keys and values ``beside`` as well, which are other frames'.
 
-    Returns those attended to as well; None where no branch but the source is there.
+    own: False: over those alone. Returns the frames' own keys and values too; None where no branch
+    but the source is there.
     """
     q, k, v = project(attn, tokens)
     frames = len(tokens) // branches
     alone = frames if source else 0
-    outs = []
+    outs, keys = [], None
     if alone:
         outs.append(attend(attn, q[:alone], k[:alone], v[:alone]))
     if branches > int(source):
-        q, k, v = (rearrange(x[alone:], "(b f) n d -> b (f n) d", f=frames) for x in (q, k, v))
-        keys = (k, v) if keys is None else keys
-        outs.append(rearrange(attend(attn, q, *keys), "b (f n) d -> (b f) n d", f=frames))
+        q, k, v = (rearrange(x[alone:], "(b f) n d -> b f n d", f=frames) for x in (q, k, v))
+        keys = k, v
+        seen = join_keys(beside, keys if own else None)
+        q, k, v = (rearrange(x, "b f n d -> b (f n) d") for x in (q, *seen))
+        outs.append(rearrange(attend(attn, q, k, v), "b (f n) d -> (b f) n d", f=frames))
     return torch.cat(outs), keys
+
+
+def join_keys(first: Keys | None, second: Keys | None) -> Keys | None:
+    """The keys and values of both; None counts as none."""
+    if first is None or second is None:
+        return first or second
+    k, v = (torch.cat(both, 1) for both in zip(first, second, strict=True))
+    return k, v
+
+
+def some_keys(keys: Keys | None, positions: Int[Tensor, " c"]) -> Keys | None:
+    """The keys and values of some of the frames; None where they are none."""
+    if keys is None or not len(positions):
+        return None
+    k, v = (x[:, positions.to(x.device)] for x in keys)
+    return k, v
 
 
 @dataclass(frozen=True, eq=False)
 class KeyTokens:
-    """What a layer keeps of the keyframes: source tokens (k, n, d), outputs (branches, k, n, d)."""
+    """What a layer keeps of the keyframes: source tokens (k, n, d), outputs (branches, k, n, d).
+
+    keys: theirs in the edited branches, None where no pass to come is to see them.
+    """
 
     source: Tensor
     outputs: Tensor
+    keys: Keys | None = None
+
+    def at(self, positions: Int[Tensor, " c"]) -> "KeyTokens":
+        """Those of some of the keyframes."""
+        at = positions.to(self.source.device)
+        return KeyTokens(self.source[at], self.outputs[:, at], some_keys(self.keys, at))
+
+    def then(self, more: "KeyTokens") -> "KeyTokens":
+        """These, and others after them."""
+        source = torch.cat([self.source, more.source])
+        outputs = torch.cat([self.outputs, more.outputs], 1)
+        return KeyTokens(source, outputs, join_keys(self.keys, more.keys))
 
 
 @dataclass(eq=False)
@@ -88,17 +129,25 @@ class JointAttention:
 class KeyframeAttention:
     """A processor with two modes: the keyframes attend to each other, and the others to them.
 
-    Of each layer it holds the keyframes' keys and values until the next step replaces them.
+    context: which of the keyframes that went before stay, by position, and are attended to as
+    well. Of each layer it holds the keyframes' keys and values until the next step replaces them.
     """
 
     branches: int
     source: bool
     recall: bool = False  # False: the keyframes' pass
+    context: Tensor = NONE
     kept: dict[nn.Module, Keys | None] = field(default_factory=dict)
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
-        keys = self.kept[attn] if self.recall else None
-        out, self.kept[attn] = extended_over(attn, hidden_states, self.branches, self.source, keys)
+        beside = self.kept.get(attn)
+        if not self.recall:
+            beside = some_keys(beside, self.context)
+        out, keys = extended_over(
+            attn, hidden_states, self.branches, self.source, beside=beside, own=not self.recall
+        )
+        if not self.recall:
+            self.kept[attn] = join_keys(beside, keys)
         return out
 
 
@@ -122,18 +171,22 @@ class FirstAttention:
 class FlowAttention:
     """A processor with three modes, one for each kind of pass of a step.
 
-    "keyframes": all branches of the keyframes, which attend to each other; their tokens are kept.
+    "keyframes": all branches of keyframes, which attend to each other and to those before them that
+    ``context`` names by position; the tokens of all these are kept.
     "source": the source's frames alone; of each layer it finds the fields to the keyframes.
     "edited": the other branches of the same frames; the keyframes' tokens are carried along the
     fields, and no attention is computed.
     on: tokens the field is computed from, attn1's "output" or "input". live: whether the source
-    branch is propagated as well (the authors' code) or left as it is (the paper).
+    branch is propagated as well (the authors' code) or left as it is (the paper). in_blocks:
+    whether keyframes to come will attend to those of the pass.
     """
 
     branches: int
     on: str
     live: bool
     mode: str = "keyframes"
+    context: Tensor = NONE
+    in_blocks: bool = False
     neighbors: Neighbors | None = None  # of the frames of the pass
     fields: dict[nn.Module, Tensor] = field(default_factory=dict)  # by layer, see find_fields
     kept: dict[nn.Module, KeyTokens] = field(default_factory=dict)
@@ -147,10 +200,15 @@ class FlowAttention:
         return rearrange(out, "b f n d -> (b f) n d")
 
     def _keyframes(self, attn, tokens: Tensor) -> Tensor:
-        out = extended(attn, tokens, self.branches, source=True)
+        before = self.kept[attn].at(self.context) if len(self.context) else None
+        beside = before.keys if before is not None else None
+        out, keys = extended_over(attn, tokens, self.branches, source=True, beside=beside)
         k = len(tokens) // self.branches
         phi = out[:k] if self.on == "output" else tokens[:k]
-        self.kept[attn] = KeyTokens(phi, rearrange(out, "(b k) n d -> b k n d", k=k))
+        own = KeyTokens(
+            phi, rearrange(out, "(b k) n d -> b k n d", k=k), keys if self.in_blocks else None
+        )
+        self.kept[attn] = own if before is None else before.then(own)
         return out
 
     def _source(self, attn, tokens: Tensor) -> Tensor:

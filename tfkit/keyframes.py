@@ -3,7 +3,7 @@
 "paper" follows section 4 of the paper; "reference" follows the authors' code where it differs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,6 +28,47 @@ class Neighbors:
         return Neighbors(
             *(x.to(device) for x in (self.first, self.second, self.weight, self.blended))
         )
+
+    def among(self, held: Int[Tensor, " h"]) -> "Neighbors":
+        """The same by position in ``held``, which of the keyframes are at hand in what order."""
+        first, second = ((x[:, None] == held).int().argmax(1) for x in (self.first, self.second))
+        return replace(self, first=first, second=second)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Keyframes that go through the model together, seeing some that went before them.
+
+    own: (n,) which of the keyframes. context: (c,) those seen besides, by position in the ``held``
+    of the block before. held: (c + n,) which of the keyframes are at hand then. until: all
+    keyframes before this one have gone.
+    """
+
+    own: Int[Tensor, " n"]
+    context: Int[Tensor, " c"]
+    held: Int[Tensor, " c+n"]
+    until: int
+
+
+def key_blocks(count: int, window: int | None) -> list[Block]:
+    """How ``count`` keyframes attend to at most ``window`` of them, themselves included.
+
+    Where they are no more than that, all at once, as in eq. 3. Else a quarter of the window are
+    anchors, spread over the clip, which go first and are seen by all; the others follow in order,
+    each block seeing the one before it, so that time and memory are linear in ``count``.
+    """
+    every = torch.arange(count)
+    if window is None or count <= window:
+        return [Block(every, every[:0], every, count)]
+    anchors = torch.linspace(0, count - 1, max(window // 4, 1)).round().long()
+    others = every[~torch.isin(every, anchors)].split((window - len(anchors)) // 2)
+    blocks, firsts = [Block(anchors, every[:0], anchors, 0)], [int(own[0]) for own in others]
+    for own, until in zip(others, [*firsts[1:], count], strict=True):
+        last = blocks[-1]
+        stay = [torch.isin(last.held, anchors), torch.isin(last.held, last.own)]
+        context = (stay[0] | stay[1]).nonzero().squeeze(1)
+        blocks.append(Block(own, context, torch.cat([last.held[context], own]), until))
+    return blocks
 
 
 def draw_keyframes(

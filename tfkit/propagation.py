@@ -4,7 +4,7 @@ A propagation says which keyframes it wants, gives the processor that computes s
 orders the passes of one denoising step. It knows nothing of the editing method.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -14,9 +14,16 @@ from torch import Tensor
 
 from tfkit.attention import FirstAttention, FlowAttention, JointAttention, KeyframeAttention
 from tfkit.checks import check_choice, check_whole
-from tfkit.keyframes import Neighbors, draw_keyframes, paper_neighbors, reference_neighbors
+from tfkit.keyframes import (
+    Block,
+    Neighbors,
+    draw_keyframes,
+    key_blocks,
+    paper_neighbors,
+    reference_neighbors,
+)
 
-Pass = Callable[[Tensor], Tensor]  # frame indices (n,) -> their guided noise (n, c, h, w)
+WINDOW = 16  # keyframes: 128 frames at an interval of 8, which no clip of the paper's exceeds
 
 
 @runtime_checkable
@@ -86,11 +93,13 @@ class ExtendedAttention:
 
     interval: None: all frames in one pass. A whole number: one keyframe in so many frames; they
     attend to each other, then the others to them, a batch at a time: the paper's ablation of
-    TokenFlow (section 5.3). keyframes: "random" in each interval at every step, or "fixed".
+    TokenFlow (section 5.3). keyframes: "random" in each interval at every step, or "fixed". window:
+    how many keyframes a frame attends to, where there are more: see :class:`TokenFlow`.
     """
 
     interval: int | None = None
     keyframes: Literal["random", "fixed"] = "random"
+    window: int | None = WINDOW
 
     reads_source = False
 
@@ -98,6 +107,7 @@ class ExtendedAttention:
         if self.interval is not None:
             check_whole("interval", self.interval)
         check_choice("keyframes", self.keyframes, ("random", "fixed"))
+        _check_window(self.window)
 
     def draw(self, frames, steps, seed) -> Int[Tensor, "steps k"] | None:
         if self.interval is None:
@@ -119,10 +129,16 @@ class ExtendedAttention:
     def predict(self, run, attention, frames, keyframes, batch) -> Tensor:
         if keyframes is None:
             return run(torch.arange(frames))
-        attention.recall = False
-        noise = run(keyframes)
-        attention.recall = True
-        return _with_others(run, noise, keyframes, frames, batch)
+        every = torch.arange(frames)
+        others, parts = every[~torch.isin(every, keyframes)], []
+        # a frame goes when the keyframe after it has gone, or the last one
+        needs = torch.searchsorted(keyframes, others).clamp(max=len(keyframes) - 1)
+        for block, ready in _in_blocks(len(keyframes), self.window, needs):
+            attention.recall, attention.context = False, block.context
+            parts.append((keyframes[block.own], run(keyframes[block.own])))
+            attention.recall = True
+            parts += [(chunk, run(chunk)) for chunk in _split(others[ready], batch)]
+        return _in_order(parts)
 
 
 @dataclass(frozen=True)
@@ -159,7 +175,10 @@ class TokenFlow:
     code does (DESIGN: previous keyframe instead of the next, live source branch, middles).
     field: tokens the correspondences are computed from, attn1's "output" or "input"; None is the
     variant's own (paper: output, reference: input). blend: "sigmoid" as in eq. 5, or "linear".
-    keyframes: "random" in each interval at every step, or "fixed" in the middles.
+    keyframes: "random" in each interval at every step, or "fixed" in the middles. window: where
+    there are more keyframes than so many, each attends to that many: those near it, and a few
+    anchors spread over the clip (:func:`tfkit.keyframes.key_blocks`), so that time and memory grow
+    no faster than the clip; None: to all, however many.
     """
 
     interval: int = 8
@@ -167,6 +186,7 @@ class TokenFlow:
     field: Literal["output", "input"] | None = None
     blend: Literal["sigmoid", "linear"] = "sigmoid"
     keyframes: Literal["random", "fixed"] = "random"
+    window: int | None = WINDOW
 
     reads_source = True
 
@@ -176,6 +196,7 @@ class TokenFlow:
         check_choice("field", self.field, (None, "output", "input"))
         check_choice("blend", self.blend, ("sigmoid", "linear"))
         check_choice("keyframes", self.keyframes, ("random", "fixed"))
+        _check_window(self.window)
 
     def draw(self, frames, steps, seed) -> Int[Tensor, "steps k"]:
         fixed = self.keyframes == "fixed"
@@ -209,28 +230,51 @@ class TokenFlow:
         return FlowAttention(branches, self.field_of, self.variant == "reference")
 
     def predict(self, run, attention, frames, keyframes, batch) -> Tensor:
-        attention.mode = "keyframes"
-        noise = run(keyframes)
+        paper, every = self.variant == "paper", torch.arange(frames)
+        carried = every[~torch.isin(every, keyframes)] if paper else every
+        near = self.neighbors(carried, keyframes, frames)
+        needs = torch.maximum(near.first, near.second)
+        attention.in_blocks, parts = len(keyframes) > (self.window or len(keyframes)), []
+        for block, ready in _in_blocks(len(keyframes), self.window, needs):
+            attention.mode, attention.context = "keyframes", block.context
+            noise = run(keyframes[block.own])
+            if paper:  # else keyframes are carried like all frames
+                parts.append((keyframes[block.own], noise))
+            for chunk in _split(carried[ready], batch):
+                near = self.neighbors(chunk, keyframes, frames).among(block.held)
+                attention.neighbors = near.to(noise.device)
+                attention.mode = "source"
+                run.read_source(chunk, attention)
+                attention.mode = "edited"
+                parts.append((chunk, run.edited(chunk)))
+        return _in_order(parts)
 
-        def carried(chunk: Tensor) -> Tensor:
-            attention.neighbors = self.neighbors(chunk, keyframes, frames).to(noise.device)
-            attention.mode = "source"
-            run.read_source(chunk, attention)
-            attention.mode = "edited"
-            return run.edited(chunk)
 
-        if self.variant == "paper":
-            return _with_others(carried, noise, keyframes, frames, batch)
-        return torch.cat([carried(chunk) for chunk in torch.arange(frames).split(batch)])
+def _in_blocks(
+    count: int, window: int | None, needs: Int[Tensor, " f"]
+) -> Iterator[tuple[Block, slice]]:
+    """The blocks of ``count`` keyframes, and which of the other frames can go after each.
+
+    needs: the last keyframe that each frame depends on, in ascending order.
+    """
+    done = 0
+    for block in key_blocks(count, window):
+        ready = int((needs < block.until).sum())
+        yield block, slice(done, ready)
+        done = ready
 
 
-def _with_others(
-    run: Pass, noise: Tensor, keyframes: Tensor, frames: int, batch: int
-) -> Float[Tensor, "f c h w"]:
-    """The keyframes' noise, which is there, and that of all other frames."""
-    others = torch.ones(frames, dtype=torch.bool).index_fill(0, keyframes, False).nonzero()[:, 0]
-    out = noise.new_empty(frames, *noise.shape[1:])
-    out[keyframes] = noise
-    for chunk in others.split(batch) if len(others) else ():
-        out[chunk] = run(chunk)
-    return out
+def _split(frames: Tensor, batch: int) -> tuple[Tensor, ...]:
+    """Chunks of at most ``batch`` frames, none where there are none."""
+    return frames.split(batch) if len(frames) else ()
+
+
+def _in_order(parts: list[tuple[Tensor, Tensor]]) -> Float[Tensor, "f c h w"]:
+    """The noise of all frames, from parts of (frames, noise)."""
+    frames, noise = (torch.cat(each) for each in zip(*parts, strict=True))
+    return noise[frames.argsort().to(noise.device)]
+
+
+def _check_window(window: int | None) -> None:
+    if window is not None:
+        check_whole("window", window, least=3)
