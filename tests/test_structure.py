@@ -17,7 +17,7 @@ ORDER = [
     "files", "source_cache", "trajectory", "methods", "conditions",
     "control", "adapters", "inversion", "tokens", "correspondence",
     "tracks", "pca", "keyframes", "attention", "swapping", "propagation",
-    "passes", "steps", "session", "checkpoints",
+    "passes", "steps", "checkpoints", "session",
     "editing", "metrics", "raft", "fidelity", "matches", "clip", "dino", "intervals",
     "choices", "preferences", "scores",
     "scoring", "records", "jobs", "entries", "evaluation", "tables", "overlays",

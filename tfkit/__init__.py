@@ -13,7 +13,7 @@ from tfkit.loading import load
 from tfkit.methods import Plain, PlugAndPlay, SDEdit
 from tfkit.pca import TokenPCA
 from tfkit.propagation import ExtendedAttention, FirstFrame, PerFrame, TokenFlow
-from tfkit.reading import read_video
+from tfkit.reading import VideoFile, open_video, read_video
 from tfkit.session import EditSession
 from tfkit.tokens import extract_tokens
 from tfkit.trajectory import Trajectory, open_trajectory
@@ -22,11 +22,40 @@ from tfkit.video import Clip, write_video
 __version__ = "0.1.0"
 
 __all__ = [
-    "Clip", "ControlNet", "Edit", "EditSession", "ExtendedAttention", "Field", "FirstFrame",
-    "LatentDiffusion", "NonFiniteError", "PerFrame", "Plain", "PlugAndPlay", "SDEdit", "TokenFlow",
-    "TokenPCA", "Trajectory", "canny", "edit", "evaluate", "extract_tokens", "from_pipeline",
-    "generate", "invert", "load", "load_embedding", "load_lora", "menagerie", "nearest_neighbors",
-    "open_trajectory", "read_video", "reconstruct", "write_video",
+    "Clip",
+    "ControlNet",
+    "Edit",
+    "EditSession",
+    "ExtendedAttention",
+    "Field",
+    "FirstFrame",
+    "LatentDiffusion",
+    "NonFiniteError",
+    "PerFrame",
+    "Plain",
+    "PlugAndPlay",
+    "SDEdit",
+    "TokenFlow",
+    "TokenPCA",
+    "Trajectory",
+    "VideoFile",
+    "canny",
+    "edit",
+    "evaluate",
+    "extract_tokens",
+    "from_pipeline",
+    "generate",
+    "invert",
+    "load",
+    "load_embedding",
+    "load_lora",
+    "menagerie",
+    "nearest_neighbors",
+    "open_trajectory",
+    "open_video",
+    "read_video",
+    "reconstruct",
+    "write_video",
 ]  # fmt: skip
 
 

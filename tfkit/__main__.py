@@ -75,23 +75,23 @@ def run_edit(args: argparse.Namespace) -> None:
     model = tfkit.load(args.model, device=args.device)
     model.timesteps(args.steps)
     size = model.sample_size if args.size is None else args.size
-    clip = tfkit.read_video(args.video, frames=args.frames, start=args.start, size=size)
+    video = tfkit.open_video(args.video, frames=args.frames, start=args.start, size=size)
     strange = unknown_words(args.prompt) if args.model == "menagerie" else []
     if strange:
         print(f"note: the menagerie does not know {', '.join(strange)}; it knows {known_words()}")
     source = tfkit.invert(
-        model, clip.frames, args.source_prompt, steps=args.steps, folder=args.trajectory,
+        model, video, args.source_prompt, steps=args.steps, folder=args.trajectory,
         batch=args.batch, progress=progress,
     )  # fmt: skip
-    result = tfkit.edit(
+    session = tfkit.EditSession(
         model, source, args.prompt, negative_prompt=args.negative_prompt, guidance=args.guidance,
         method=method, propagation=propagation, seed=args.seed, batch=args.batch,
-        folder=args.checkpoints, progress=progress,
     )  # fmt: skip
-    path = tfkit.write_video(output, result.frames, fps=clip.fps)
-    h, w = result.frames.shape[-2:]
+    session.run(folder=args.checkpoints, progress=progress)
+    path = tfkit.write_video(output, session.stream(), fps=video.fps)
+    f, _, h, w = video.shape
     seconds = time.perf_counter() - start
-    print(f"wrote {path}: {len(clip)} frames of {w} x {h}, {seconds:.0f} s")
+    print(f"wrote {path}: {f} frames of {w} x {h}, {seconds:.0f} s")
 
 
 def run_tables(args: argparse.Namespace) -> None:

@@ -4,45 +4,62 @@ A folder holds `edit.json` (what the edit is computed from) and one `step0001.sa
 step taken, of latents and predicted noise. At most the step that was being taken is lost.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tfkit.files import claimed, load_tensors, save_tensors
-from tfkit.session import EditSession
+from tfkit.steps import Steps
 from tfkit.trajectory import digest
 
 
-def run_in(folder: str | Path, session: EditSession, *, progress: bool = True) -> EditSession:
-    """Runs a session to its end, from the last step that the folder holds. Returns the session.
+@dataclass(frozen=True)
+class StepFiles:
+    """The steps in a folder, by how many were taken with each."""
 
-    Raises ValueError for a folder that belongs to another edit, is in use or damaged, OSError where
-    it cannot be written; what was computed before stays there.
+    folder: Path
+
+    def get(self, taken: int) -> dict[str, Tensor] | None:
+        """Latents and noise after so many steps, or None. ValueError where the file is damaged."""
+        file = self._file(taken)
+        if not file.exists():
+            return None
+        try:
+            values = load_tensors(file)
+            return {name: values[name] for name in ("latents", "noise")}
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"{error}; delete it and edit again with the same folder: the steps before are kept"
+            ) from None
+
+    def put(self, taken: int, latents: Tensor, noise: Tensor) -> None:
+        """Writes them. Raises OSError where the folder cannot be written."""
+        save_tensors(self._file(taken), {"latents": latents, "noise": noise})
+
+    def _file(self, taken: int) -> Path:
+        return self.folder / f"step{taken:04d}.safetensors"
+
+
+@contextmanager
+def step_files(folder: str | Path, steps: Steps, begun: Tensor) -> Iterator[StepFiles]:
+    """The folder as the place of the edit that takes ``steps`` from latents ``begun``.
+
+    Raises ValueError for a folder that belongs to another edit or is in use, OSError where it
+    cannot be written.
     """
-    steps = len(session.timesteps)
-    with (
-        claimed(folder, "edit", origin(session)) as place,
-        tqdm(total=steps, initial=session.position, desc="edit", disable=not progress) as bar,
-    ):
-        while session.position < steps:
-            file = place / f"step{session.position + 1:04d}.safetensors"
-            if file.exists():
-                session.restore(**_read(file))
-            else:
-                session.step()
-                save_tensors(file, {"latents": session.latents, "noise": session.noise})
-            bar.update()
-    return session
+    with claimed(folder, "edit", _origin(steps, begun)) as place:
+        yield StepFiles(place)
 
 
-def origin(session: EditSession) -> dict[str, Any]:
+def _origin(steps: Steps, begun: Tensor) -> dict[str, Any]:
     """What an edit is computed from; two with the same origin are the same."""
-    plan, source, model = session.plan, session.source, session.model
-    rows = [None if row is None else row.tolist() for row in session.keyframes]
+    plan, source, model = steps.plan, steps.source, steps.model
     return {
-        "video": f"{digest(source.clean)} {digest(session.latents)}",
+        "video": f"{digest(source.clean)} {digest(begun)}",
         "model": model.fingerprint(),
         "dtype": str(model.dtype),
         "source prompt": source.prompt,
@@ -51,16 +68,6 @@ def origin(session: EditSession) -> dict[str, Any]:
         "guidance": float(plan.guidance),
         "method": repr(plan.method),
         "propagation": repr(plan.propagation),
-        "timesteps": list(session.timesteps),
-        "keyframes": rows,
+        "timesteps": list(steps.timesteps),
+        "keyframes": [None if row is None else row.tolist() for row in steps.rows],
     }
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        values = load_tensors(file)
-        return {name: values[name] for name in ("latents", "noise")}
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"{error}; delete it and edit again with the same folder: the steps before are kept"
-        ) from None

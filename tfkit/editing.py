@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tfkit.checkpoints import run_in
 from tfkit.diffusion import LatentDiffusion
 from tfkit.methods import Method, PlugAndPlay
 from tfkit.propagation import Propagation, TokenFlow
@@ -55,7 +54,8 @@ def edit(
     in a pass, times up to three branches; it changes speed and memory, not the result. folder:
     where each step is kept; a run that was killed goes on there.
     Of the source, what TokenFlow and the method read is kept (``source.cache``, within its budget),
-    so another edit with the same keyframes takes two thirds of the passes.
+    so another edit with the same keyframes takes two thirds of the passes. All frames come back
+    at once; for long videos, take an EditSession: ``run`` it and ``stream`` the frames to a file.
     Raises ValueError for settings out of range or that do not fit the model or the clip and for a
     folder that belongs to something else; NonFiniteError where the model overflows. The model is
     left exactly as it was.
@@ -64,10 +64,7 @@ def edit(
         model, source, prompt, negative_prompt=negative_prompt, guidance=guidance, method=method,
         propagation=propagation, keyframes=keyframes, seed=seed, batch=batch,
     )  # fmt: skip
-    if folder is None:
-        session.step(len(session.timesteps), progress=progress)
-    else:
-        run_in(folder, session, progress=progress)
+    session.run(folder=folder, progress=progress)
     rows = session.keyframes
     drawn = None if not rows or rows[0] is None else torch.stack(rows)
     return Edit(session.latents, session.frames(), drawn, prompt)

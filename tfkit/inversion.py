@@ -6,7 +6,7 @@ refinement evaluates it at the point it leads to, which is what sampling will se
 Memory: the latents of every level (in a folder: of two), and one batch of activations.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from tfkit.control import Controlled, ControlNet
 from tfkit.diffusion import LatentDiffusion, NonFiniteError, check_depth
 from tfkit.memory import fitting
 from tfkit.methods import Moment
+from tfkit.reading import VideoFile
 from tfkit.source_cache import SourceCache
 from tfkit.trajectory import CLEAN, Folder, Origin, Trajectory, claim, digest, write_conditions
 from tfkit.video import Clip
@@ -43,7 +44,7 @@ def at_step(step: int, steps: int) -> Iterator[None]:
 
 def invert(
     model: LatentDiffusion,
-    frames_or_latents: Tensor | Clip,
+    frames_or_latents: Tensor | Clip | VideoFile,
     prompt: str = "",
     *,
     steps: int = 50,
@@ -56,12 +57,13 @@ def invert(
 ) -> Trajectory:
     """Inverts a video with DDIM and keeps every level on the way.
 
-    frames_or_latents: (f, 3, h, w) in [0, 1], (f, 4, h, w) latents, or a Clip. prompt: a
-    description of the video. fixed_point: how often each step is refined, one more pass each time;
-    2 or 3 are worth it. depth: (f, h, w), larger is nearer, for a model that reads depth. control:
-    invert under a ControlNet, as the authors do; reconstruct under it too. folder: where the levels
-    are kept; a run that was killed goes on there. batch: frames in a pass; it changes speed and
-    memory, not the result.
+    frames_or_latents: (f, 3, h, w) in [0, 1], (f, 4, h, w) latents, a Clip, or a file opened with
+    :func:`tfkit.open_video`, which is read as it goes. prompt: a description of the video.
+    fixed_point: how often each step is refined, one more pass each time; 2 or 3 are worth it.
+    depth: (f, h, w), larger is nearer, for a model that reads depth. control: invert under a
+    ControlNet, as the authors do; reconstruct under it too. folder: where the levels are kept; a
+    run that was killed goes on there. batch: frames in a pass; it changes speed and memory, not the
+    result.
     Raises ValueError for bad shapes and values, for steps the schedule cannot take and for a folder
     that belongs to something else; NonFiniteError where the model overflows.
     """
@@ -77,8 +79,8 @@ def invert(
             if controlled is not None:
                 under.append(f"{controlled.fingerprint()} {control.scale} {control.until}")
             origin = Origin(
-                digest(given), tuple(given.shape), model.fingerprint(), str(model.dtype), prompt,
-                timesteps, int(fixed_point), ", ".join(under),
+                digest(_chunks(given, batch)), tuple(given.shape), model.fingerprint(),
+                str(model.dtype), prompt, timesteps, int(fixed_point), ", ".join(under),
             )  # fmt: skip
             levels = held.enter_context(claim(folder, origin, model.device))
             if conditions:
@@ -87,7 +89,7 @@ def invert(
         source = Trajectory(timesteps, prompt, size, levels, conditions, cache)
         if CLEAN not in levels:
             levels[CLEAN] = (
-                model.encode(given, batch=batch)
+                torch.cat([model.encode(x, batch=batch) for x in _chunks(given, batch)])
                 if size
                 else given.to(model.device, model.precision)
             )
@@ -117,7 +119,12 @@ def _climb(model, source: Trajectory, predict, fixed_point: int, batch: int, pro
             bar.update()
 
 
-def _conditions(model, given: Tensor, depth, control: ControlNet | None):
+def _chunks(given: Tensor | VideoFile, batch: int) -> Iterable[Tensor]:
+    """Frames or latents, in order."""
+    return given.chunks(batch) if isinstance(given, VideoFile) else given.split(batch)
+
+
+def _conditions(model, given: Tensor | VideoFile, depth, control: ControlNet | None):
     """What frames or latents are inverted under, and the ControlNet with its condition or None."""
     h, w = given.shape[-2:] if given.shape[1] == 4 else model.grid(*given.shape[-2:])
     conditions, controlled = {}, None
@@ -127,7 +134,8 @@ def _conditions(model, given: Tensor, depth, control: ControlNet | None):
     if control is not None:
         if not isinstance(control, ControlNet):
             raise ValueError(f"control={control!r}: expected a tfkit.ControlNet(...), or None")
-        conditions["control"] = control.see(model, given)
+        frames = given.read().frames if isinstance(given, VideoFile) else given
+        conditions["control"] = control.see(model, frames)
         controlled = control.bind(model, conditions["control"])
     return conditions, controlled
 
@@ -153,8 +161,10 @@ def _predictor(
     return predict
 
 
-def _checked(frames_or_latents) -> tuple[Tensor, tuple[int, int] | None]:
+def _checked(frames_or_latents) -> tuple[Tensor | VideoFile, tuple[int, int] | None]:
     """A tensor of its own of frames or latents, and the frames' (height, width) or None."""
+    if isinstance(frames_or_latents, VideoFile):
+        return frames_or_latents, tuple(frames_or_latents.shape[2:])
     given = frames_or_latents.frames if isinstance(frames_or_latents, Clip) else frames_or_latents
     if not isinstance(given, Tensor) or given.ndim != 4 or given.shape[1] not in (3, 4):
         shape = tuple(given.shape) if isinstance(given, Tensor) else f"a {type(given).__name__}"

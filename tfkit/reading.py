@@ -1,10 +1,13 @@
 """Reading video: files and folders of images as clips.
 
-Frames are resized one by one, so a long or large video costs what is kept of it.
+Frames are resized one by one, so a long or large video costs what is kept of it; a video that is
+opened instead of read costs one chunk.
 """
 
 import os
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 
@@ -32,6 +35,75 @@ def read_video(
     is laid on white. Images carry no rate and get 8 fps. Decoding ends with the last frame wanted.
     FileNotFoundError for a missing path, ValueError for whatever cannot be read as asked.
     """
+    path = _checked(path, frames, size, start)
+    kept, fps = [], DEFAULT_FPS
+    for frame, rate in _frames(path, frames, size, start):
+        fps = rate
+        kept.append(frame)
+    out = torch.empty(len(kept), *kept[0].shape)
+    for i in range(len(kept)):  # one by one, so that the clip is never in memory twice
+        out[i], kept[i] = kept[i], None
+    return Clip(out, fps)
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A video that stays in its file: frames are read as they are needed, in chunks.
+
+    shape: (f, 3, h, w), of float32 in [0, 1]. fps: frames a second. `len(video)` counts frames.
+    """
+
+    path: Path
+    shape: tuple[int, int, int, int]
+    fps: float
+    start: int = 0
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def chunks(self, batch: int = 16) -> Iterator[Float[Tensor, "n 3 h w"]]:
+        """All frames in order, ``batch`` at a time. ValueError where the file has changed."""
+        kept, seen = [], 0
+        for frame, _ in _frames(self.path, len(self), tuple(self.shape[2:]), self.start):
+            kept.append(frame)
+            seen += 1
+            if len(kept) == batch or seen == len(self):
+                yield torch.stack(kept)
+                kept = []
+        if seen != len(self):
+            raise ValueError(
+                f"{str(self.path)!r} has {seen} frames from frame {self.start} on, and had "
+                f"{len(self)} when it was opened; open it again"
+            )
+
+    def read(self) -> Clip:
+        """The same in memory."""
+        return Clip(torch.cat(list(self.chunks())), self.fps)
+
+
+def open_video(
+    path: str | os.PathLike,
+    *,
+    frames: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    start: int = 0,
+) -> VideoFile:
+    """The same video without reading it into memory: for :func:`tfkit.invert`, however long it is.
+
+    Settings and errors are those of :func:`read_video`. The file is decoded once to be counted.
+    """
+    path = _checked(path, frames, size, start)
+    count, fps, sides = 0, DEFAULT_FPS, (0, 0)
+    for lazy, rate in _wanted(path, frames, start):
+        if not count:
+            sides = lazy().shape[:2]
+        count, fps = count + 1, rate
+    sides = sides if size is None else target_size(size, *sides)
+    return VideoFile(path, (count, 3, *sides), fps, start)
+
+
+def _checked(path, frames, size, start) -> Path:
+    """The path, where it and the settings can be meant."""
     path = Path(path).expanduser()
     if frames is not None and (not isinstance(frames, Integral) or frames < 1):
         raise ValueError(f"frames={frames!r}; expected an integer of at least 1, or None for all")
@@ -44,24 +116,30 @@ def read_video(
             f"{str(path)!r} does not exist (looked from {os.getcwd()!r}); "
             "expected a video, a GIF or a folder of images"
         )
-    kept, seen, fps = [], 0, DEFAULT_FPS
+    return path
+
+
+def _frames(path: Path, frames, size, start) -> Iterator[tuple[Float[Tensor, "3 h w"], float]]:
+    """The frames wanted, resized, and the rate."""
+    for pixels, rate in _wanted(path, frames, start):
+        frame = _unit(pixels())[None]
+        yield (frame if size is None else resize(frame, size))[0], rate
+
+
+def _wanted(path: Path, frames: int | None, start: int) -> Iterator[codec.Lazy]:
+    """The frames wanted, not yet converted. ValueError where there are none."""
+    seen = 0
     with closing(codec.read(path)) as source:
-        for pixels, rate in source:
-            fps, seen = rate, seen + 1
-            if seen <= start:
-                continue
-            frame = _unit(pixels())[None]
-            kept.append(frame if size is None else resize(frame, size))
-            if len(kept) == frames:
+        for lazy in source:
+            seen += 1
+            if seen > start:
+                yield lazy
+            if frames is not None and seen == start + frames:
                 break
     if not seen:
         raise ValueError(f"{str(path)!r} holds no frames; is the file complete?")
-    if not kept:
+    if seen <= start:
         raise ValueError(f"start={start} lies beyond the end: {str(path)!r} has {seen} frames")
-    out = torch.empty(len(kept), *kept[0].shape[1:])
-    for i in range(len(kept)):  # one by one, so that the clip is never in memory twice
-        out[i], kept[i] = kept[i][0], None
-    return Clip(out, fps)
 
 
 def _unit(pixels: np.ndarray) -> Float[Tensor, "3 h w"]:

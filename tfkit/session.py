@@ -1,16 +1,21 @@
 """The edit, a step at a time: forward, back, changed from here on, branched.
 
-Memory: latents and predicted noise of every step taken, which is what makes going back free; and
-what the source's cache may hold, which makes the next edit of the same video cheaper.
+Memory: latents and predicted noise of every step taken, which is what makes going back free (run()
+forgets them as it goes); and what the source's cache may hold, which makes the next edit of the
+same video cheaper.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tfkit.checkpoints import step_files
 from tfkit.correspondence import Field, nearest_neighbors
 from tfkit.diffusion import LatentDiffusion, check_whole
 from tfkit.inversion import check_fits, ddim_step
@@ -47,8 +52,9 @@ class EditSession:
         check_fits(model, source)
         check_whole("batch", batch)
         self.model, self.source, self.batch = model, source, batch
-        self._latents: list[Tensor] = []  # before each step taken, and after the last
-        self._noise: list[Tensor] = []  # predicted in each step taken
+        # None: forgotten
+        self._latents: list[Tensor | None] = []  # before each step taken, and after the last
+        self._noise: list[Tensor | None] = []  # predicted in each step taken
         self._rows: list[Tensor | None] = []  # keyframes at each of the source's timesteps
         self.position = 0
         self._use(Plan(prompt, negative_prompt, guidance, method, propagation), keyframes, seed)
@@ -117,6 +123,11 @@ class EditSession:
     def frames(self) -> Float[Tensor, "f 3 H W"]:
         """The latents as they are, decoded."""
         return self.model.decode(self.latents, size=self.source.size, batch=self.batch)
+
+    def stream(self) -> Iterator[Float[Tensor, "n 3 H W"]]:
+        """The same in chunks of ``batch`` frames, decoded as they are taken: for long videos."""
+        for chunk in self.latents.split(self.batch):
+            yield self.model.decode(chunk, size=self.source.size, batch=self.batch)
 
     @torch.no_grad()
     def predicted(self) -> Float[Tensor, "f 3 H W"]:
@@ -210,9 +221,16 @@ class EditSession:
         return self
 
     def back(self, count: int = 1) -> "EditSession":
-        """Goes back, to the beginning at the most. Returns itself."""
+        """Goes back, to the beginning at the most. Returns itself. ValueError where it forgot."""
         check_whole("count", count, least=0)
-        self.position = max(self.position - count, 0)
+        position = max(self.position - count, 0)
+        if self._latents[position] is None:
+            least = next(i for i, x in enumerate(self._latents) if x is not None)
+            raise ValueError(
+                f"position {position} is forgotten: expected {least} or more, for "
+                "run() and forget() free what lies behind; step() keeps it"
+            )
+        self.position = position
         return self
 
     def goto(self, position: int, *, progress: bool = False) -> "EditSession":
@@ -223,6 +241,41 @@ class EditSession:
         if position < self.position:
             return self.back(self.position - position)
         return self.step(position - self.position, progress=progress)
+
+    @torch.no_grad()
+    def run(self, *, folder: str | Path | None = None, progress: bool = True) -> "EditSession":
+        """Takes all steps that are left and forgets those behind, so that memory does not grow.
+
+        folder: where each step is kept; a run that was killed goes on there, from where this
+        session stands. Returns itself. Raises ValueError for a folder that belongs to another edit,
+        is in use or damaged, OSError where it cannot be written; what it holds stays there.
+        """
+        with ExitStack() as held:
+            steps = len(self.timesteps)
+            files = None
+            if folder is not None:
+                files = held.enter_context(step_files(folder, self._steps, self.latents))
+            bar = held.enter_context(
+                tqdm(total=steps, initial=self.position, desc="edit", disable=not progress)
+            )
+            while self.position < steps:
+                kept = files and files.get(self.position + 1)
+                if kept:
+                    self.restore(**kept)
+                else:
+                    self.step()
+                    if files:
+                        files.put(self.position, self.latents, self.noise)
+                self.forget()
+                bar.update()
+        return self
+
+    def forget(self) -> "EditSession":
+        """Frees what lies behind the last step, so that it cannot go back there. Returns itself."""
+        kept = max(self.position - 1, 0)
+        self._latents[:kept] = [None] * kept
+        self._noise[:kept] = [None] * kept
+        return self
 
     def _take(self) -> None:
         """Computes the step from the present position; all of it or nothing is kept."""

@@ -8,7 +8,7 @@ video costs that level.
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
@@ -110,9 +110,12 @@ class Trajectory:
         return f"Trajectory({f} frames of {h} x {w} latents, {steps} steps, {self.prompt!r})"
 
 
-def digest(values: Tensor) -> str:
-    """A short digest of a tensor's values."""
-    return hashlib.sha256(as_bytes(values.detach().cpu().contiguous())).hexdigest()[:16]
+def digest(parts: Tensor | Iterable[Tensor]) -> str:
+    """A short digest of a tensor's values, whole or in parts along its first dimension."""
+    total = hashlib.sha256()
+    for values in [parts] if isinstance(parts, Tensor) else parts:
+        total.update(as_bytes(values.detach().cpu().contiguous()))
+    return total.hexdigest()[:16]
 
 
 class Folder(Mapping):

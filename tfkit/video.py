@@ -10,8 +10,9 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -163,10 +164,15 @@ def _check_fps(fps) -> None:
 
 
 def write_video(
-    path: str | os.PathLike, frames: Clip | Tensor, fps: Real | None = None, *, crf: int = 18
+    path: str | os.PathLike,
+    frames: Clip | Tensor | Iterable[Tensor],
+    fps: Real | None = None,
+    *,
+    crf: int = 18,
 ) -> Path:
     """Write frames (f, 3, h, w) in [0, 1] to an mp4, a GIF (by suffix) or a folder of PNGs (none).
 
+    Chunks of frames, (n, 3, h, w) each, are taken and written one after the other.
     fps: None takes the clip's own, or 8. crf: 0 (best) to 51; 6 more halve the size of an mp4.
     H.264 needs even sides: the last row or column of an odd one is doubled. Missing parent folders
     are made; the path appears only once it is complete, and a folder of numbered PNGs is replaced.
@@ -203,13 +209,20 @@ _NUMBERED = re.compile(r"\d{4,}\.png")
 
 
 def _to_write(frames, fps, crf) -> tuple[Real, Iterator[np.ndarray]]:
-    """The rate and the frames as bytes, all of them checked before a file is touched."""
+    """The rate and the frames as bytes; what is in memory is checked before a file is touched."""
     if not isinstance(crf, Integral) or not 0 <= crf <= 51:
         raise ValueError(f"crf={crf!r}; expected an integer from 0 (lossless) to 51 (smallest)")
     if fps is None:
         fps = frames.fps if isinstance(frames, Clip) else DEFAULT_FPS
     _check_fps(fps)
-    return fps, to_uint8(frames)
+    if isinstance(frames, Clip | Tensor) or not isinstance(frames, Iterable):
+        return fps, to_uint8(frames)
+    chunks = iter(frames)
+    first = next(chunks, None)
+    if first is None:
+        raise ValueError("frames hold no chunk; expected one of (n, 3, h, w) or more")
+    rest = (one for chunk in chunks for one in to_uint8(chunk))
+    return fps, chain(to_uint8(first), rest)
 
 
 def video_bytes(frames: Clip | Tensor, fps: Real | None = None, *, crf: int = 26) -> bytes:
