@@ -5,12 +5,14 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pipelines import moving_latents
 
 import tfkit
 from tfkit import hooks
 from tfkit.inversion import invert
-from tfkit.source_cache import SourceCache
+from tfkit.source_cache import PART, SourceCache, StepWriter
 
 FRAMES, STEPS = 7, 4  # three keyframes at interval 3
 QUIET = {"progress": False}
@@ -194,13 +196,43 @@ def test_the_schedule_written_last_stays(tmp_path, folder):
     cache = SourceCache(tmp_path / "cache" if folder else None, budget=10_000)
     for name in ("a", "b", "c"):
         for t in (1, 2):
-            assert cache.put(name, t, {"x": torch.zeros(1000, dtype=torch.int16)})
+            writer = StepWriter(cache, name, t, first=t == 1)
+            writer.add({"frames": torch.arange(2), "x": torch.zeros(2, 450, dtype=torch.int16)})
+            assert writer.finish()
     assert list(cache.sizes()) == ["b", "c"] and cache.get("a", 1) is None
-    assert cache.get("c", 2)["x"].dtype == torch.int16
-    assert not cache.put("c", 3, {"x": torch.zeros(10_000)})
+    assert cache.get("c", 2).of(torch.tensor([1]))["x"].dtype == torch.int16
+    writer = StepWriter(cache, "c", 3, first=False)
+    writer.add({"frames": torch.arange(2), "x": torch.zeros(2, 5000)})
+    assert not writer.finish() and cache.get("c", 3) is None and cache.get("c", 2) is not None
     assert list(cache.sizes())[-1] == "c"
     cache.clear()
     assert not cache.sizes() and cache.get("c", 2) is None
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@given(chunks=st.lists(st.integers(1, 40), min_size=1, max_size=12), data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+def test_parts_give_any_frames_back(tmp_path, folder, chunks, data):
+    """Whatever the chunks that were written and those that are asked for."""
+    cache, random = SourceCache(tmp_path if folder else None), random_from(len(chunks))
+    frames = torch.randperm(2 * sum(chunks), generator=random)[: sum(chunks)].sort().values
+    values = torch.randn(len(frames), 3, generator=random)
+    writer = StepWriter(cache, "a", 7, first=True)
+    for some, rows in zip(frames.split(chunks), values.split(chunks), strict=True):
+        writer.add({"frames": some, "x": rows})
+    assert writer.finish()
+    kept = cache.get("a", 7)
+    assert kept.names == {"frames", "x"} and len(kept.sizes) <= -(-len(frames) // PART)
+    size = data.draw(st.integers(1, len(frames)))
+    for some, rows in zip(frames.split(size), values.split(size), strict=True):
+        found = kept.of(some)
+        assert torch.equal(found["frames"], some) and torch.equal(found["x"], rows)
+    cache.drop("a", 7)
+    assert cache.get("a", 7) is None and not list(tmp_path.rglob("*.safetensors"))
+
+
+def random_from(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 # Disks
@@ -218,12 +250,13 @@ def damage(file, how):
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
-def test_a_damaged_file_counts_as_absent_and_is_written_again(model, latents, tmp_path, how):
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_damaged_file_counts_as_absent_and_is_written_again(model, latents, tmp_path, how, which):
     source = invert(model, latents, "a cat", steps=STEPS, folder=tmp_path / "fox", **QUIET)
     expected = edited(model, source)
     files = sorted((tmp_path / "fox" / "cache").rglob("*.safetensors"))
-    assert len(files) == STEPS
-    damage(files[1], how)
+    assert len(files) == 2 * STEPS  # of each step its features, and what they are
+    damage(files[which], how)
     assert frames_through(model, lambda: edited(model, source)) == (
         STEPS * (2 * FRAMES + 3) + FRAMES - 3
     )

@@ -7,7 +7,7 @@ Memory: one batch of activations; where the source goes alone, its features of a
 
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ from tfkit.attention import FlowAttention
 from tfkit.diffusion import LatentDiffusion
 from tfkit.methods import Method, Moment, injection
 from tfkit.propagation import Propagation
-from tfkit.source_cache import Features
+from tfkit.source_cache import KeptStep, StepWriter
 from tfkit.trajectory import Trajectory
 
 
@@ -57,7 +57,7 @@ class StepPasses:
 
     step: of the whole trajectory. x: the latents (f, c, h, w) before it. text: embeddings
     (branches, l, d). known: what earlier edits read of the source in this step, or None. keeps:
-    whether what is read now is to be kept, in ``read``, chunk by chunk.
+    takes what is read now, or None.
     """
 
     model: LatentDiffusion
@@ -67,9 +67,8 @@ class StepPasses:
     text: Tensor
     step: int
     x: Tensor
-    known: Features | None = None
-    keeps: bool = False
-    read: list[Features] = field(default_factory=list)
+    known: KeptStep | None = None
+    keeps: StepWriter | None = None
 
     def __call__(self, frames: Tensor) -> Float[Tensor, "n c h w"]:
         """The guided noise of frames (n,), whose source is in the batch if it is read at all."""
@@ -82,15 +81,14 @@ class StepPasses:
         """Finds the fields of frames (n,), and what the method injects, by their source alone."""
         layers = hooks.self_attention(self.model.unet)
         if self.known is not None:
-            rows = torch.isin(self.known["frames"], frames)
-            self._features = {name: values[rows] for name, values in self.known.items()}
+            self._features = self.known.of(frames)
         else:
             with hooks.record(self.model.unet, self._injected()) as features:
                 self._predict(self._own(frames), frames, self.text[:1])
             fields = {name: attention.fields[layer] for name, layer in layers.items()}
             self._features = {"frames": frames.cpu()} | features | fields
-            if self.keeps:
-                self.read.append({name: values.cpu() for name, values in self._features.items()})
+            if self.keeps is not None:
+                self.keeps.add(self._features)
         attention.fields = {
             layer: self._features[name].to(self.x.device) for name, layer in layers.items()
         }
@@ -139,11 +137,6 @@ class StepPasses:
         """What is injected where tokens are carried, so that no self-attention is computed."""
         names = self.plan.method.injects(self._moment(torch.arange(0), 1))
         return [name for name in names if ".attn1." not in name]
-
-    def features(self) -> Features:
-        """All that was read of the source in this step; empty where nothing was."""
-        names = self.read[0] if self.read else ()
-        return {name: torch.cat([part[name] for part in self.read]) for name in names}
 
 
 class SourcePasses(StepPasses):

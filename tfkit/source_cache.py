@@ -2,45 +2,54 @@
 
 An entry belongs to one step of one schedule: correspondence fields as compact integers, and the
 features that the method injects. Everything else of the source branch is used once and forgotten.
-Memory, or disk where the trajectory lies in a folder: ``budget`` bytes at the most.
+Memory, or disk where the trajectory lies in a folder: ``budget`` bytes at the most, written and
+read in parts of some frames, so that a long video costs no more than a short one meanwhile.
 """
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from tfkit.files import load_tensors, save_tensors
 
 BUDGET = 2**30  # bytes: 16 frames of the menagerie in 50 steps take 45 MB
+PART = 64  # frames in a part, at least: what is held until it is written
 
-Features = dict[str, Tensor]  # by name, over the frames of a step
+Features = dict[str, Tensor]  # by name, over frames; "frames" says which
+INDEX = None  # the part that says which frames the others have, under the names of all features
 
 
 class SourceCache:
     """Features of a source by schedule and timestep; schedules written least recently go first.
 
     folder: where they lie as safetensors, None for memory. budget: bytes, 0 keeps nothing. What
-    is kept is an optimisation alone: a file that is lost or damaged counts as absent, and one
-    that cannot be written is not kept.
+    is kept is an optimisation alone: a step of which a file is lost or damaged counts as absent,
+    and one that cannot be written is not kept.
     """
 
     def __init__(self, folder: str | Path | None = None, budget: int = BUDGET):
         self.folder, self.budget = None if folder is None else Path(folder), budget
-        self._memory: dict[str, dict[int, Features]] = {}
+        self._memory: dict[str, dict[tuple[int, int | None], Features]] = {}
 
-    def get(self, schedule: str, t: int) -> Features | None:
-        """What is kept of a step, or None."""
-        if self.folder is None:
-            return self._memory.get(schedule, {}).get(t)
+    def get(self, schedule: str, t: int) -> "KeptStep | None":
+        """What is kept of a step, every part of it, or None."""
         try:
-            return load_tensors(self._file(schedule, t))
-        except ValueError:
+            index = dict(self.load(schedule, t, INDEX))
+            sizes = index.pop("sizes")
+            step = KeptStep(self, schedule, t, set(index), index["frames"], sizes)
+            for part in range(len(step.sizes)):
+                step.part(part)
+        except (ValueError, KeyError):
             return None
+        return step
 
-    def put(self, schedule: str, t: int, features: Features) -> bool:
-        """Keeps a step where the budget allows, at the cost of other schedules; whether it did."""
+    def put(self, schedule: str, t: int, part: int | None, features: Features) -> bool:
+        """Keeps a part where the budget allows, at the cost of other schedules; whether it did."""
         size = sum(tensor.nbytes for tensor in features.values())
         sizes = self.sizes()
         own = sizes.pop(schedule, 0)
@@ -52,24 +61,40 @@ class SourceCache:
             del sizes[other]
             self._forget(other)
         if self.folder is None:
-            self._memory[schedule] = self._memory.pop(schedule, {}) | {t: features}
+            self._memory[schedule] = self._memory.pop(schedule, {}) | {(t, part): features}
             return True
-        file = self._file(schedule, t)
+        file = self._file(schedule, t, part)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            for part in file.parent.glob(f".{file.name}.*"):  # of a killed process
-                part.unlink(missing_ok=True)
+            for rest in file.parent.glob(f".{file.name}.*"):  # of a killed process
+                rest.unlink(missing_ok=True)
             save_tensors(file, features)
         except OSError:
             return False
         return True
 
+    def load(self, schedule: str, t: int, part: int | None) -> Features:
+        """A part of a step. Raises KeyError or ValueError where it is lost or damaged."""
+        if self.folder is None:
+            return self._memory[schedule][t, part]
+        return load_tensors(self._file(schedule, t, part))
+
+    def drop(self, schedule: str, t: int) -> None:
+        """Forgets a step."""
+        if self.folder is None:
+            steps = self._memory.get(schedule, {})
+            self._memory[schedule] = {key: x for key, x in steps.items() if key[0] != t}
+            return
+        self._file(schedule, t, INDEX).unlink(missing_ok=True)  # first: without it there is none
+        for file in (self.folder / schedule).glob(f"t{t:04d}-*.safetensors"):
+            file.unlink(missing_ok=True)
+
     def sizes(self) -> Mapping[str, int]:
         """Bytes kept of each schedule, the one written least recently first."""
         if self.folder is None:
             return {
-                name: sum(x.nbytes for step in steps.values() for x in step.values())
-                for name, steps in self._memory.items()
+                name: sum(x.nbytes for part in parts.values() for x in part.values())
+                for name, parts in self._memory.items()
             }
         found = sorted(self.folder.glob("*/"), key=lambda path: path.stat().st_mtime)
         return {path.name: sum(f.stat().st_size for f in path.iterdir()) for path in found}
@@ -84,9 +109,92 @@ class SourceCache:
         if self.folder is not None:
             shutil.rmtree(self.folder / schedule, ignore_errors=True)
 
-    def _file(self, schedule: str, t: int) -> Path:
-        return self.folder / schedule / f"t{t:04d}.safetensors"
+    def _file(self, schedule: str, t: int, part: int | None) -> Path:
+        which = "" if part is INDEX else f"-{part:04d}"
+        return self.folder / schedule / f"t{t:04d}{which}.safetensors"
 
     def __repr__(self) -> str:
         kept, where = sum(self.sizes().values()), self.folder or "in memory"
         return f"SourceCache({kept / 2**20:.0f} MiB of {self.budget / 2**20:.0f}, {where})"
+
+
+@dataclass(eq=False)
+class KeptStep:
+    """A step that is kept. names: of its features. frames: (n,), ascending. sizes: (parts,), how
+    many of these are in each part. Memory: one part."""
+
+    cache: SourceCache
+    schedule: str
+    t: int
+    names: set[str]
+    frames: Int[Tensor, " n"]
+    sizes: Int[Tensor, " parts"]
+    _last: tuple[int, Features] = (-1, {})
+
+    def part(self, number: int) -> Features:
+        """One part; the last one asked for is at hand."""
+        if self._last[0] != number:
+            self._last = number, self.cache.load(self.schedule, self.t, number)
+        return self._last[1]
+
+    def of(self, frames: Int[Tensor, " m"]) -> Features:
+        """The features of some frames. Raises KeyError or ValueError where a part is lost since."""
+        ends = self.sizes.cumsum(0)
+        at = torch.searchsorted(self.frames, frames.cpu())
+        first, last = (int(torch.searchsorted(ends, x, right=True)) for x in at.aminmax())
+        parts = [self.part(number) for number in range(first, last + 1)]
+        rows = at - (ends[first] - self.sizes[first])
+        return {
+            name: torch.cat([part[name] for part in parts])[rows] if len(parts) > 1 else x[rows]
+            for name, x in parts[0].items()
+        }
+
+
+@dataclass(eq=False)
+class StepWriter:
+    """Keeps a step, frames in ascending order as they come, a part as soon as it is whole.
+
+    first: whether it is the first of its schedule. bytes: of all that came, kept or not.
+    """
+
+    cache: SourceCache
+    schedule: str
+    t: int
+    first: bool
+    bytes: int = 0
+    _waiting: list[Features] = field(default_factory=list)
+    _frames: list[Tensor] = field(default_factory=list)  # of each part that is written
+    _names: list[str] = field(default_factory=list)
+    _room: bool = True
+
+    def add(self, features: Features) -> None:
+        """Some frames' features; they are copied to the CPU."""
+        self.bytes += sum(values.nbytes for values in features.values())
+        if self._room:
+            self._waiting.append({name: values.cpu() for name, values in features.items()})
+            if sum(len(some["frames"]) for some in self._waiting) >= PART:
+                self._write()
+
+    def finish(self) -> bool:
+        """Writes what is left; whether the step is kept. Without room nothing of it stays."""
+        if self._waiting:
+            self._write()
+        if self._frames and self._room:
+            index = {name: torch.empty(0) for name in self._names}
+            index["frames"] = torch.cat(self._frames)
+            index["sizes"] = torch.tensor([len(some) for some in self._frames])
+            self._room = self.cache.put(self.schedule, self.t, INDEX, index)
+        if not self._room:
+            self.cache.drop(self.schedule, self.t)
+        return self._room and bool(self._frames)
+
+    def _write(self) -> None:
+        part = {
+            name: torch.cat([some[name] for some in self._waiting]) for name in self._waiting[0]
+        }
+        if not self._frames:
+            self.cache.drop(self.schedule, self.t)
+        self._room = self.cache.put(self.schedule, self.t, len(self._frames), part)
+        self._frames.append(part["frames"])
+        self._names = list(part)
+        self._waiting = []

@@ -18,7 +18,7 @@ from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import at_step
 from tfkit.memory import fitting
 from tfkit.passes import Plan, SourcePasses, StepPasses
-from tfkit.source_cache import Features
+from tfkit.source_cache import StepWriter
 from tfkit.trajectory import Trajectory
 
 
@@ -89,10 +89,12 @@ class Steps:
             self.model, self.source, self.plan, self.prepared, self.text, self.first + step, x
         )
         if self.schedule is not None:
-            known = self.source.cache.get(self.schedule, self.timesteps[step])
-            if known is not None and passes.needed() <= known.keys():
+            cache, where = self.source.cache, (self.schedule, self.timesteps[step])
+            known = cache.get(*where)
+            if known is not None and passes.needed() <= known.names:
                 passes.known = known
-            passes.keeps = self.source.cache.budget > 0
+            elif cache.budget > 0:
+                passes.keeps = StepWriter(cache, *where, self.schedule not in cache.sizes())
         return passes
 
     def _run(self, passes: StepPasses, attention, step: int, batch: int) -> Tensor:
@@ -100,22 +102,22 @@ class Steps:
         noise = self.plan.propagation.predict(
             passes, attention, len(self.source), self.rows[self.first + step], batch
         )
-        if passes.read:
-            self._keep(step, passes.features())
+        if passes.keeps is not None:
+            self._keep(step, passes.keeps)
         return noise
 
-    def _keep(self, step: int, features: Features) -> None:
+    def _keep(self, step: int, writer: StepWriter) -> None:
         """Keeps what was read of the source in a step, for edits to come, while there is room."""
         cache, left = self.source.cache, len(self.timesteps) - step
-        whole = left * sum(values.nbytes for values in features.values())
-        if self.schedule not in cache.sizes() and whole > cache.budget:
+        one = cache.sizes()[self.schedule] if writer.finish() else writer.bytes
+        whole = left * one
+        if writer.first and whole > cache.budget:
             warnings.warn(
                 f"keeping what {left} steps read of the source takes {whole / 2**20:,.1f} MiB and "
                 f"the budget is {cache.budget / 2**20:,.1f}: further edits of this video will "
                 f"compute the rest again. To keep all of it: source.cache.budget = {whole}",
                 stacklevel=2,
             )
-        cache.put(self.schedule, self.timesteps[step], features)
 
 
 def schedule_of(model: LatentDiffusion, plan: Plan, rows: Tensor | None, prepared) -> str | None:

@@ -1,0 +1,187 @@
+"""Long videos: read, edited and written in chunks, and the same as in one piece."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pipelines import moving_latents
+
+import tfkit
+
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def model(pipeline_folder):
+    return tfkit.load(pipeline_folder, device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def movie(tmp_path_factory):
+    path = tmp_path_factory.mktemp("movie") / "cat.mp4"
+    return tfkit.write_video(path, tfkit.menagerie.film("a cat", frames=11))
+
+
+# Reading
+
+
+@pytest.mark.parametrize("batch", [1, 4, 11, 50])
+@pytest.mark.parametrize(
+    "wanted", [{}, {"size": 40}, {"size": (32, 48), "start": 3}, {"frames": 5, "start": 2}]
+)
+def test_a_file_gives_the_frames_of_the_clip(movie, wanted, batch):
+    clip, video = tfkit.read_video(movie, **wanted), tfkit.open_video(movie, **wanted)
+    assert (len(video), video.shape, video.fps) == (len(clip), tuple(clip.frames.shape), clip.fps)
+    parts = list(video.chunks(batch))
+    assert max(map(len, parts)) <= batch
+    assert torch.equal(torch.cat(parts), clip.frames)
+    assert torch.equal(video.read().frames, clip.frames)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"start": 11}, ValueError, "start=11 lies beyond the end: .* has 11 frames"),
+        ({"frames": 0}, ValueError, "frames=0; expected an integer of at least 1"),
+        ({"size": 0}, ValueError, "size=0; expected a positive integer"),
+        ({"path": "nowhere.mp4"}, FileNotFoundError, "'nowhere.mp4' does not exist"),
+    ],
+)
+def test_opening_refuses_what_reading_refuses(movie, settings, error, message):
+    with pytest.raises(error, match=message):
+        tfkit.open_video(**{"path": movie} | settings)
+
+
+def test_a_file_that_was_replaced_is_not_taken_for_the_same(movie, tmp_path):
+    path = tmp_path / "cat.mp4"
+    path.write_bytes(movie.read_bytes())
+    video = tfkit.open_video(path)
+    tfkit.write_video(path, video.read().frames[:4])
+    with pytest.raises(ValueError, match="has 4 frames from frame 0 on, and had 11"):
+        list(video.chunks())
+
+
+def test_inverting_a_file_is_inverting_its_frames(model, movie, tmp_path):
+    video = tfkit.open_video(movie, size=32)
+    alone = tfkit.invert(model, video, "a cat", steps=2, batch=4, folder=tmp_path, **QUIET)
+    passes = []
+    handle = model.unet.register_forward_pre_hook(lambda *_: passes.append(1))
+    clip = video.read()
+    again = tfkit.invert(model, clip, "a cat", steps=2, batch=16, folder=tmp_path, **QUIET)
+    handle.remove()
+    assert not passes  # the same video, so the folder is its own
+    whole = tfkit.invert(model, clip, "a cat", steps=2, **QUIET)
+    assert alone.size == whole.size == (32, 32)
+    for t in whole.timesteps:
+        torch.testing.assert_close(alone.at(t), whole.at(t), rtol=0, atol=1e-4)
+        assert torch.equal(alone.at(t), again.at(t))
+
+
+# Writing
+
+
+@pytest.mark.parametrize("name", ["cat.mp4", "cat.gif", "cat"])
+def test_chunks_are_written_like_the_whole(movie, tmp_path, name):
+    clip = tfkit.read_video(movie)
+    whole = tfkit.write_video(tmp_path / "whole" / name, clip.frames, fps=5)
+    parts = tfkit.write_video(tmp_path / "parts" / name, iter(clip.frames.split(3)), fps=5)
+    for one, other in zip(files(whole), files(parts), strict=True):
+        assert one.name == other.name and one.read_bytes() == other.read_bytes()
+
+
+def files(path):
+    return sorted(path.iterdir()) if path.is_dir() else [path]
+
+
+def test_a_bad_chunk_leaves_no_file(tmp_path):
+    good, bad = torch.zeros(2, 3, 16, 16), torch.full((2, 3, 16, 16), torch.nan)
+    with pytest.raises(ValueError, match="hold NaN"):
+        tfkit.write_video(tmp_path / "cat.mp4", iter([good, bad]))
+    with pytest.raises(ValueError, match="hold no chunk"):
+        tfkit.write_video(tmp_path / "cat.mp4", iter([]))
+    assert not list(tmp_path.iterdir())
+
+
+# Editing
+
+
+@pytest.fixture
+def session(model):
+    source = tfkit.invert(model, moving_latents(5, 8, 8), "a cat", steps=4, **QUIET)
+    way = tfkit.TokenFlow(interval=2)
+    return tfkit.EditSession(model, source, "a dog", propagation=way, batch=2)
+
+
+def test_running_is_stepping_without_what_lies_behind(session):
+    stepped = session.branch().step(4)
+    run = session.branch().run(**QUIET)
+    assert torch.equal(run.latents, stepped.latents) and torch.equal(run.noise, stepped.noise)
+    assert torch.equal(run.predicted(), stepped.predicted())
+    assert sum(x is not None for x in (*run._latents, *run._noise)) <= 3
+    assert run.back(1).position == 3
+    with pytest.raises(ValueError, match="position 0 is forgotten: expected 3 or more"):
+        run.goto(0)
+    assert run.position == 3 and stepped.goto(0).position == 0
+
+
+def test_forgetting_frees_this_session_and_not_its_branch(session):
+    session.step(3)
+    twin = session.branch()
+    session.forget()
+    assert twin.back(3).position == 0
+    with pytest.raises(ValueError, match="position 1 is forgotten"):
+        session.back(2)
+    ahead = session.step(1).latents
+    assert torch.equal(twin.step(4).latents, ahead)
+
+
+def test_forgetting_at_the_beginning_forgets_nothing(session):
+    assert session.forget().forget().step(1).back(1).position == 0
+
+
+def test_the_stream_is_the_frames(session):
+    session.run(**QUIET)
+    parts = list(session.stream())
+    assert [len(part) for part in parts] == [2, 2, 1]
+    torch.testing.assert_close(torch.cat(parts), session.frames(), rtol=0, atol=1e-6)
+
+
+PEAK = """
+import resource, sys
+import torch
+from tfkit.__main__ import main
+
+torch.set_num_threads(1)
+assert main(sys.argv[1:]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # KiB on Linux
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is KiB on Linux alone")
+def test_frames_are_never_all_in_memory(pipeline_folder, tmp_path):
+    """From file to file, peak memory grows by latents, which are small, and not by frames."""
+    side, few, many = 256, 16, 160
+    still = tfkit.menagerie.film("a cat", frames=1).frames
+    still = torch.nn.functional.interpolate(still, (side, side))
+    peaks = []
+    for count in (few, many):
+        folder = tmp_path / str(count)
+        movie = tfkit.write_video(folder / "cat.mp4", (still for _ in range(count)), fps=8)
+        done = subprocess.run(
+            [
+                sys.executable, "-c", PEAK, "edit", str(movie), "a dog", "--model", pipeline_folder,
+                "--size", str(side), "--steps", "1", "--quiet", "--device", "cpu",
+                "--trajectory", str(folder / "source"), "--output", str(folder / "dog.mp4"),
+                "--checkpoints", str(folder / "edit"),
+            ],
+            cwd=Path(__file__).parents[1], capture_output=True, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.split()[-1]) * 1024)
+        assert len(tfkit.open_video(folder / "dog.mp4")) == count
+    frames = (many - few) * 3 * side**2 * 4
+    assert peaks[1] - peaks[0] < frames / 2, [peak / 2**20 for peak in peaks]
