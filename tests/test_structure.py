@@ -21,7 +21,7 @@ ORDER = [
     "editing", "metrics", "raft", "fidelity", "matches", "clip", "dino", "intervals",
     "choices", "preferences", "scores",
     "scoring", "records", "jobs", "entries", "evaluation", "tables", "overlays",
-    "plots", "charts", "demo", "bench",
+    "plots", "charts", "demo", "timing", "growth", "bench",
     "widgets.twin", "widgets.kernel", "widgets.composer", "widgets.compact", "widgets.page",
     "widgets.films", "widgets.compare", "widgets.study",
     "widgets.explorer", "widgets.stops",

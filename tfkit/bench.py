@@ -1,15 +1,13 @@
 """How fast: ratios of two timings in one run, so that they mean the same on any machine.
 
-`python -m tfkit bench` prints the table. Medians by torch.utils.benchmark; about three minutes.
+`python -m tfkit bench` prints the table. Medians by torch.utils.benchmark; about ten minutes.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
-from torch.utils.benchmark import Timer
 
-from tfkit import hooks
+from tfkit import growth, hooks
 from tfkit.correspondence import nearest_neighbors
 from tfkit.diffusion import LatentDiffusion
 from tfkit.editing import edit
@@ -20,29 +18,8 @@ from tfkit.pca import TokenPCA
 from tfkit.propagation import ExtendedAttention, PerFrame, TokenFlow
 from tfkit.session import EditSession
 from tfkit.swapping import rebuild
+from tfkit.timing import Row, seconds
 from tfkit.tokens import extract_features, extract_tokens, noised
-
-SECONDS = 4.0  # spent on each timing
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison: what took how many seconds, and how often as long as what else."""
-
-    name: str
-    seconds: float
-    ratio: float | None = None
-    than: str = ""
-
-    def __str__(self) -> str:
-        ratio = "" if self.ratio is None else f"{self.ratio:.2f} x {self.than}"
-        return f"{self.name:<58} {self.seconds:8.3f} s  {ratio}".rstrip()
-
-
-def seconds(work: Callable[[], object], least: float = SECONDS) -> float:
-    """The median time of a call, with torch's own number of threads."""
-    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=least).median
 
 
 def features(model: LatentDiffusion) -> Iterator[Row]:
@@ -129,6 +106,7 @@ def run() -> None:
     """Prints every comparison as it is made."""
     model = load()
     print(f"{model.device}, {model.dtype}, {torch.get_num_threads()} threads; medians")
-    for part in (features, editing, further):
+    for part in (features, editing, further, *growth.PARTS):
+        print(f"\n{(part.__doc__ or '').splitlines()[0]}")
         for row in part(model):
             print(row, flush=True)

@@ -1,0 +1,151 @@
+"""How time, memory and quality grow: with keyframes, resolution, frames and passes.
+
+Ratios within one run, like the rest of the benchmark; memory is the peak of a process of its own.
+"""
+
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import cycle, islice
+from pathlib import Path
+
+import torch
+from torch.autograd.profiler import profile
+
+from tfkit.diffusion import LatentDiffusion
+from tfkit.inversion import invert, reconstruct
+from tfkit.loading import load
+from tfkit.menagerie import film
+from tfkit.metrics import psnr
+from tfkit.propagation import TokenFlow
+from tfkit.reading import open_video
+from tfkit.session import EditSession
+from tfkit.timing import Row, seconds
+from tfkit.video import Clip, resize, write_video
+
+CAPTION, PROMPT = "a striped orange fox on grass", "a fox at night"
+
+
+def keyframes(model: LatentDiffusion, frames: int = 16) -> Iterator[Row]:
+    """An edit step and the number of keyframes, which attend to each other."""
+    clip = film(CAPTION, frames=frames)
+    for interval in (16, 8, 4, 2):
+        count = -(-frames // interval)
+        yield _step(model, clip, TokenFlow(interval), f"{count} keyframes of {frames} frames")
+
+
+def resolution(model: LatentDiffusion, frames: int = 8) -> Iterator[Row]:
+    """An edit step and the size of the frames."""
+    clip = film(CAPTION, frames=frames)
+    for side in (64, 128, 192):
+        sized = Clip(resize(clip, side), clip.fps, clip.caption)
+        yield _step(model, sized, TokenFlow(4), f"{side} pixels, {frames} frames")
+
+
+def _step(model: LatentDiffusion, clip: Clip, way: TokenFlow, name: str) -> Row:
+    source = invert(model, clip, clip.caption, steps=1, progress=False)
+    x, text = source.noise, model.embed(clip.caption)
+    plain = seconds(lambda: model.predict_noise(x, source.timesteps[0], text))
+
+    def step() -> None:
+        source.cache.clear()
+        EditSession(model, source, PROMPT, propagation=way).step()
+
+    took = seconds(step)
+    return Row(f"an edit step, {name}", took, took / plain, "a plain pass over all frames")
+
+
+PLANS = (50, 0), (500, 0), (12, 3), (16, 2), (25, 1)  # steps, fixed-point refinements of each
+
+
+def passes(model: LatentDiffusion, frames: int = 4, plans=PLANS) -> Iterator[Row]:
+    """What is left of a video after inversion and reconstruction, by passes of inverting."""
+    clip = film(CAPTION, frames=frames)
+    coded = psnr(model.decode(model.encode(clip), size=tuple(clip.frames.shape[2:])), clip)
+    yield Row("PSNR of the VAE alone", coded, unit="dB")
+    for steps, fixed_point in plans:
+        source = invert(model, clip, CAPTION, steps=steps, fixed_point=fixed_point, progress=False)
+        back = psnr(reconstruct(model, source, progress=False), clip)
+        cost = steps * (1 + fixed_point)
+        name = f"{cost} passes: {steps} steps, {fixed_point} fixed-point refinements each"
+        yield Row(name, back, unit="dB")
+
+
+KINDS = {
+    "convolutions": ("convolution", "conv"),
+    "attention": ("attention", "softmax"),
+    "nearest neighbours (products and maxima)": ("bmm", "max"),
+    "linear layers": ("addmm", "mm", "linear"),
+    "normalisation and activations": ("norm", "silu", "gelu"),
+    "carrying tokens": ("gather", "index"),
+}
+
+
+def shares(model: LatentDiffusion, frames: int = 16) -> Iterator[Row]:
+    """Where the time of a first edit step goes."""
+    clip = film(CAPTION, frames=frames)
+    source = invert(model, clip, clip.caption, steps=1, progress=False)
+    session = EditSession(model, source, PROMPT, propagation=TokenFlow(8))
+    session.branch().step()  # once unmeasured: the first call of each kernel is slow
+    source.cache.clear()
+    with profile(use_kineto=False) as record:  # Kineto writes to stderr
+        session.step()
+    spent = dict.fromkeys(KINDS, 0.0)
+    spent["the rest"] = 0.0
+    for event in record.key_averages():
+        name = event.key.lower()
+        kind = next((k for k, words in KINDS.items() if any(w in name for w in words)), "the rest")
+        spent[kind] += event.self_cpu_time_total / 1e6
+    whole = sum(spent.values())
+    for kind, took in sorted(spent.items(), key=lambda pair: -pair[1]):
+        yield Row(kind, took, took / whole, "the step")
+
+
+def lengths(model: LatentDiffusion, counts: tuple[int, ...] = (10, 100, 1000)) -> Iterator[Row]:
+    """From file to file, in one step each way: seconds a frame, and peak memory."""
+    if sys.platform == "win32":  # which does not tell a process its peak
+        return
+    clip = film(CAPTION, frames=50)
+    there_and_back = torch.cat([torch.arange(50), torch.arange(48, 0, -1)]).tolist()
+    base = None
+    with tempfile.TemporaryDirectory() as folder:
+        for count in counts:
+            movie = Path(folder) / f"{count}.mp4"
+            order = islice(cycle(there_and_back), count)
+            write_video(movie, (clip.frames[i : i + 1] for i in order), clip.fps)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                took, peak = pool.submit(
+                    _file_to_file, model.name, movie, torch.get_num_threads()
+                ).result()
+            took /= count
+            if count == 100:
+                base = took, peak
+            than = ["", ""] if base is None else ["a frame of 100", "the memory of 100"]
+            ratios = [None, None] if base is None else [took / base[0], peak / base[1]]
+            yield Row(f"{count} frames, each", took, ratios[0], than[0])
+            yield Row(f"{count} frames, peak", peak / 2**20, ratios[1], than[1], "MiB")
+
+
+def _file_to_file(name: str, movie: Path, threads: int) -> tuple[float, int]:
+    """Seconds it takes to edit a movie, and the process's peak memory in bytes."""
+    import resource
+
+    torch.set_num_threads(threads)
+    model, start = load(name), time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=movie.parent) as place:
+        source = invert(
+            model, open_video(movie), CAPTION, steps=1, folder=Path(place) / "source",
+            progress=False,
+        )  # fmt: skip
+        session = EditSession(model, source, PROMPT, propagation=TokenFlow(8))
+        session.run(folder=Path(place) / "edit", progress=False)
+        write_video(Path(place) / "edited.mp4", session.stream(), 8)
+    took = time.perf_counter() - start
+    unit = 1 if sys.platform == "darwin" else 1024
+    return took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+PARTS = (keyframes, resolution, passes, shares, lengths)
