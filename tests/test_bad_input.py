@@ -25,7 +25,7 @@ INVERT = {
         r"\(3, 64, 64, 3\); expected frames \(f, 3, h, w\) or latents \(f, 4, h, w\)",
     ),
     "an array": (lambda m, s, d: tfkit.invert(m, FRAMES.numpy()), r"a ndarray; expected frames"),
-    "a path": (lambda m, s, d: tfkit.invert(m, "wolf.mp4"), r"a str; expected frames \(f, 3, h"),
+    "a path": (lambda m, s, d: tfkit.invert(m, "wolf.mp4"), r"a str; expected .*tfkit\.open_video"),
     "bytes": (lambda m, s, d: tfkit.invert(m, (255 * FRAMES).byte()), r"torch\.uint8; .*x / 255"),
     "0 to 255": (
         lambda m, s, d: tfkit.invert(m, 255 * FRAMES),

@@ -49,6 +49,14 @@ def whole(model, source, **settings):
     return tfkit.edit(model, source, "a dog", progress=False, **settings)
 
 
+def test_the_bar_moves_within_a_step(model, source, capsys):
+    """Of a long video one step takes minutes."""
+    session(model, source, batch=1).step(2, progress=True)
+    moved = [line for line in capsys.readouterr().err.split("\r") if "edit:" in line]
+    counts = [float(line.split("| ")[1].split("/")[0]) for line in moved]
+    assert counts == sorted(counts) and counts[0] == 0 and counts[-1] == 2
+
+
 def test_a_session_run_to_its_end_is_the_edit(model, source):
     walk, edit = session(model, source), whole(model, source)
     with unchanged(model):

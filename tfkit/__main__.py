@@ -88,7 +88,7 @@ def run_edit(args: argparse.Namespace) -> None:
         method=method, propagation=propagation, seed=args.seed, batch=args.batch,
     )  # fmt: skip
     session.run(folder=args.checkpoints, progress=progress)
-    path = tfkit.write_video(output, session.stream(), fps=video.fps)
+    path = tfkit.write_video(output, session.stream(progress=progress), fps=video.fps)
     f, _, h, w = video.shape
     seconds = time.perf_counter() - start
     print(f"wrote {path}: {f} frames of {w} x {h}, {seconds:.0f} s")

@@ -21,6 +21,7 @@ from tfkit.control import Controlled, ControlNet
 from tfkit.diffusion import LatentDiffusion, NonFiniteError, check_depth
 from tfkit.memory import fitting
 from tfkit.methods import Moment
+from tfkit.progress import stepping
 from tfkit.reading import VideoFile
 from tfkit.source_cache import SourceCache
 from tfkit.trajectory import CLEAN, Folder, Origin, Trajectory, claim, digest, write_conditions
@@ -89,7 +90,7 @@ def invert(
         source = Trajectory(timesteps, prompt, size, levels, conditions, cache)
         if CLEAN not in levels:
             levels[CLEAN] = (
-                torch.cat([model.encode(x, batch=batch) for x in _chunks(given, batch)])
+                torch.cat([model.encode(x, batch=batch) for x in _chunks(given, batch, progress)])
                 if size
                 else given.to(model.device, model.precision)
             )
@@ -103,25 +104,29 @@ def _climb(model, source: Trajectory, predict, fixed_point: int, batch: int, pro
     levels, upwards = source.latents, source.timesteps[::-1]
     first = next((i for i, t in enumerate(upwards) if t not in levels), len(upwards))
     x = levels[upwards[first - 1] if first else CLEAN]
-    with tqdm(total=len(upwards), initial=first, desc="invert", disable=not progress) as bar:
+    with stepping("invert", len(upwards), first, len(x), show=progress) as begin:
         for i in range(first, len(upwards)):
-            t, before = upwards[i], upwards[i - 1] if i else None
+            t, before, tick = upwards[i], upwards[i - 1] if i else None, begin(i)
 
-            def up(batch: int, x=x, before=before, t=t) -> Tensor:
-                every = torch.arange(len(x), device=x.device).split(batch)
-                return torch.cat(
-                    [_up(model, predict, x[some], some, before, t, fixed_point) for some in every]
-                )
+            def up(batch: int, x=x, before=before, t=t, tick=tick) -> Tensor:
+                parts = []
+                for some in torch.arange(len(x), device=x.device).split(batch):
+                    parts.append(_up(model, predict, x[some], some, before, t, fixed_point))
+                    tick(len(some))
+                return torch.cat(parts)
 
             with at_step(i, len(upwards)):
                 x, batch = fitting(up, batch)
             levels[t] = x
-            bar.update()
+        begin(len(upwards))
 
 
-def _chunks(given: Tensor | VideoFile, batch: int) -> Iterable[Tensor]:
+def _chunks(given: Tensor | VideoFile, batch: int, progress: bool = False) -> Iterable[Tensor]:
     """Frames or latents, in order."""
-    return given.chunks(batch) if isinstance(given, VideoFile) else given.split(batch)
+    if not isinstance(given, VideoFile):
+        return given.split(batch)
+    total = -(-len(given) // batch)
+    return iter(tqdm(given.chunks(batch), "encode", total, disable=not progress))
 
 
 def _conditions(model, given: Tensor | VideoFile, depth, control: ControlNet | None):
@@ -169,7 +174,8 @@ def _checked(frames_or_latents) -> tuple[Tensor | VideoFile, tuple[int, int] | N
     if not isinstance(given, Tensor) or given.ndim != 4 or given.shape[1] not in (3, 4):
         shape = tuple(given.shape) if isinstance(given, Tensor) else f"a {type(given).__name__}"
         raise ValueError(
-            f"frames_or_latents: {shape}; expected frames (f, 3, h, w) or latents (f, 4, h, w)"
+            f"frames_or_latents: {shape}; expected frames (f, 3, h, w) or latents (f, 4, h, w), or "
+            "a video that tfkit.open_video opened"
         )
     if given.shape[1] == 3:
         return check_frames(given).detach(), tuple(given.shape[2:])

@@ -6,6 +6,7 @@ Memory: one batch of activations; where the source goes alone, its features of a
 """
 
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,7 +58,7 @@ class StepPasses:
 
     step: of the whole trajectory. x: the latents (f, c, h, w) before it. text: embeddings
     (branches, l, d). known: what earlier edits read of the source in this step, or None. keeps:
-    takes what is read now, or None.
+    takes what is read now, or None. tick: is told how many frames are done, pass by pass.
     """
 
     model: LatentDiffusion
@@ -69,6 +70,7 @@ class StepPasses:
     x: Tensor
     known: KeptStep | None = None
     keeps: StepWriter | None = None
+    tick: Callable[[int], object] = lambda done: None
 
     def __call__(self, frames: Tensor) -> Float[Tensor, "n c h w"]:
         """The guided noise of frames (n,), whose source is in the batch if it is read at all."""
@@ -109,6 +111,7 @@ class StepPasses:
         branches = len(text) - (own is not None)
         latents = torch.cat([*([] if own is None else [own]), *[edited] * branches])
         out = self._predict(latents, frames, text, features).chunk(len(text))
+        self.tick(len(frames))
         if self.plan.guidance == 1:
             return out[-1]
         return out[-2] + self.plan.guidance * (out[-1] - out[-2])

@@ -5,7 +5,7 @@ forgets them as it goes); and what the source's cache may hold, which makes the 
 same video cheaper.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from tfkit.inversion import check_fits, ddim_step
 from tfkit.keyframes import check_keyframes
 from tfkit.methods import Method, Moment, PlugAndPlay
 from tfkit.passes import Plan, StepPasses
+from tfkit.progress import stepping
 from tfkit.propagation import Propagation, TokenFlow
 from tfkit.steps import Steps, schedule_of
 from tfkit.tokens import extract_tokens
@@ -124,9 +125,10 @@ class EditSession:
         """The latents as they are, decoded."""
         return self.model.decode(self.latents, size=self.source.size, batch=self.batch)
 
-    def stream(self) -> Iterator[Float[Tensor, "n 3 H W"]]:
+    def stream(self, *, progress: bool = False) -> Iterator[Float[Tensor, "n 3 H W"]]:
         """The same in chunks of ``batch`` frames, decoded as they are taken: for long videos."""
-        for chunk in self.latents.split(self.batch):
+        chunks = self.latents.split(self.batch)
+        for chunk in tqdm(chunks, desc="decode", disable=not progress):
             yield self.model.decode(chunk, size=self.source.size, batch=self.batch)
 
     @torch.no_grad()
@@ -192,13 +194,17 @@ class EditSession:
         """
         check_whole("count", count, least=0)
         end = min(self.position + count, len(self.timesteps))
-        with tqdm(total=end - self.position, desc="edit", disable=not progress) as bar:
+        with self._bar(progress, end) as begin:
             while self.position < end:
+                tick = begin(self.position)
                 if self.position == len(self._noise):
-                    self._take()
+                    self._take(tick)
                 self.position += 1
-                bar.update()
+            begin(end)
         return self
+
+    def _bar(self, show: bool, end: int):
+        return stepping("edit", end, self.position, len(self.source), show=show)
 
     def restore(self, latents: Tensor, noise: Tensor) -> "EditSession":
         """Takes the next step as it was taken before: what it led to, and the noise predicted in
@@ -251,23 +257,22 @@ class EditSession:
         is in use or damaged, OSError where it cannot be written; what it holds stays there.
         """
         with ExitStack() as held:
-            steps = len(self.timesteps)
-            files = None
+            steps, files = len(self.timesteps), None
             if folder is not None:
                 files = held.enter_context(step_files(folder, self._steps, self.latents))
-            bar = held.enter_context(
-                tqdm(total=steps, initial=self.position, desc="edit", disable=not progress)
-            )
+            begin = held.enter_context(self._bar(progress, steps))
             while self.position < steps:
-                kept = files and files.get(self.position + 1)
+                tick, kept = begin(self.position), files and files.get(self.position + 1)
                 if kept:
                     self.restore(**kept)
                 else:
-                    self.step()
+                    if self.position == len(self._noise):
+                        self._take(tick)
+                    self.position += 1
                     if files:
                         files.put(self.position, self.latents, self.noise)
                 self.forget()
-                bar.update()
+            begin(steps)
         return self
 
     def forget(self) -> "EditSession":
@@ -277,11 +282,11 @@ class EditSession:
         self._noise[:kept] = [None] * kept
         return self
 
-    def _take(self) -> None:
+    def _take(self, tick: Callable[[int], object]) -> None:
         """Computes the step from the present position; all of it or nothing is kept."""
         model, step = self.model, self.position
         t, x = self.timesteps[step], self._latents[step]
-        noise, self.batch = self._steps.predict(step, x, self.batch)
+        noise, self.batch = self._steps.predict(step, x, self.batch, tick)
         after = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
         latents = ddim_step(x, noise, model.alpha(t), model.alpha(after))
         self._noise, self._latents = [*self._noise, noise], [*self._latents, latents]

@@ -5,6 +5,7 @@ Memory: what a step's passes take; what is read of the source goes to its cache.
 
 import hashlib
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -45,17 +46,22 @@ class Steps:
         """Descending."""
         return self.source.timesteps[self.first :]
 
-    def predict(self, step: int, x: Tensor, batch: int) -> tuple[Float[Tensor, "f c h w"], int]:
+    def predict(
+        self, step: int, x: Tensor, batch: int, tick: Callable[[int], object] = lambda done: None
+    ) -> tuple[Float[Tensor, "f c h w"], int]:
         """The noise of every frame at latents ``x``, and the batch that fitted into memory.
 
-        Raises NonFiniteError where the model overflows.
+        tick: is told how many frames are done, pass by pass. Raises NonFiniteError where the
+        model overflows.
         """
         attention = self.plan.propagation.attention(len(self.text), self.plan.reads_source)
         own = attention is None  # the model's own self-attention
         scope = nullcontext() if own else hooks.processor(self.model.unet, attention)
 
         def predict(batch: int) -> Tensor:
-            return self._run(self.passes(step, x), attention, step, batch)
+            passes = self.passes(step, x)
+            passes.tick = tick
+            return self._run(passes, attention, step, batch)
 
         with scope, at_step(step, len(self.timesteps)):
             return fitting(predict, batch)
