@@ -20,7 +20,7 @@ from pipelines import make_pipeline
 
 import tfkit
 from tfkit.clip import load_clip
-from tfkit.evaluation import COLUMNS, summary
+from tfkit.evaluation import COLUMNS, difference, summary
 from tfkit.jobs import Meter, Portable
 from tfkit.menagerie import benchmark, film
 from tfkit.records import describe, key_of, open_folder
@@ -434,6 +434,28 @@ def test_the_summary_is_of_clips_each_the_mean_of_its_prompts(table):
     other = table.assign(measured_with="flow: DIS", clip="other")
     with pytest.raises(ValueError, match="expected one way"):
         summary(pd.concat([table, other]))
+
+
+def test_differences_are_taken_clip_by_clip():
+    """Two methods whose intervals overlap, and that differ by as much on every clip."""
+    values = {"a": [1.0, 5.0, 9.0, 13.0], "b": [0.9, 4.8, 8.9, 12.8]}
+    rows = [
+        {"method": name, "clip": str(i), "metric": "psnr", "value": x + push, "error": "",
+         "measured_with": ""}
+        for name, each in values.items() for i, x in enumerate(each) for push in (-1, 1)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    found = difference(table, "psnr", "a", "b", resamples=999)
+    assert found.mean == pytest.approx(0.15) and 0.09 < found.low < found.high < 0.21
+    assert difference(table, "psnr", "b", "a", resamples=999).mean == pytest.approx(-0.15)
+    broken = table.assign(error=["" if i % 5 else "failed" for i in range(len(table))])
+    assert difference(broken, "psnr", "a", "b", resamples=99).low is not None
+    for metric, method in (("psnr", "c"), ("ssim", "b")):
+        with pytest.raises(ValueError, match=f"no '{metric}' of .*'{method}'"):
+            difference(table, metric, "a", method)
+    ways = table.assign(measured_with=["exact"] * 8 + ["DIS"] * 8)
+    with pytest.raises(ValueError, match="'exact' and 'DIS'; expected one way"):
+        difference(ways, "psnr", "a", "b")
 
 
 # --- Wherever joblib runs it ---

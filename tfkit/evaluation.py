@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from tfkit.checks import check_choice, check_whole
 from tfkit.diffusion import LatentDiffusion
 from tfkit.entries import INVERSION, check_names, method_settings, metric_names, named, named_clips
+from tfkit.intervals import Interval, bootstrap
 from tfkit.jobs import Job, Meter, Portable, run
 from tfkit.loading import MENAGERIE
 from tfkit.menagerie.tasks import Task
@@ -162,6 +163,33 @@ def summary(
     if not rows:
         raise ValueError("the table has no values; expected a row of one edit that succeeded")
     return ScoreTable(rows)
+
+
+def difference(
+    table: "pandas.DataFrame", metric: str, first: str, second: str, **settings
+) -> Interval:
+    """How much higher a metric is with one method than with another, over the clips of both.
+
+    The mean over clips of the difference on each, and its bootstrap interval. Clips differ more
+    among each other than methods do, so this tells methods apart whose own intervals overlap.
+    settings: of :func:`tfkit.intervals.bootstrap`. Raises ValueError for a metric or a method that
+    is not there, for fewer than two clips of both, and where they were measured in different ways.
+    """
+    rows = table[(table.error == "") & (table.metric == metric)]
+    missing = {first, second} - set(rows.method)
+    if missing:
+        raise ValueError(
+            f"no {metric!r} of {', '.join(map(repr, sorted(missing)))}; expected a metric and two "
+            f"methods of the table: {', '.join(map(repr, rows.method.unique())) or 'none has it'}"
+        )
+    rows = rows[rows.method.isin([first, second])]
+    ways = rows["measured_with"].unique()
+    if len(ways) > 1:
+        raise ValueError(
+            f"{metric} was measured with {ways[0]!r} and {ways[1]!r}; expected one way"
+        )
+    clips = rows.pivot_table("value", "clip", "method").dropna()
+    return bootstrap(clips[first] - clips[second], **settings)
 
 
 def need_pandas(what: str) -> ModuleType:
