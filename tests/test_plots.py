@@ -9,7 +9,8 @@ from clips import bare, decibels, moving
 from PIL import Image
 
 from tfkit import plots
-from tfkit.plots import contact_sheet, save, side_by_side, xt_slice, xt_slices
+from tfkit.menagerie import film
+from tfkit.plots import PALE, contact_sheet, save, side_by_side, with_slices, xt_slice, xt_slices
 from tfkit.reading import read_video
 from tfkit.video import Clip, resize, write_video
 
@@ -190,3 +191,29 @@ def test_a_yt_slice_is_one_column_over_time():
     assert piece.shape == (3, 32, 5) and torch.equal(piece[:, :, 3], clip[3, :, :, 7])
     with pytest.raises(ValueError, match="column=48; expected 0 to 47"):
         plots.yt_slice(clip, 48)
+
+
+def test_slices_come_to_be_under_the_row_they_are_of():
+    from matplotlib.colors import to_rgb
+
+    from tfkit.overlays import MARK
+
+    clip = film("a cat", frames=4)
+    (label, page), *_ = with_slices(
+        {"cat": clip, "half": clip.frames[..., ::2, ::2]}, row=40
+    ).items()
+    h, tall = 128, 24
+    assert label == "cat" and page.shape == (4, 3, h + 4 + 4 * tall, 128)
+    mark, pale = torch.tensor(to_rgb(MARK)), torch.tensor(to_rgb(PALE))
+    for i in range(4):
+        picture, strip = page[i, :, :h], page[i, :, -4 * tall :]
+        assert torch.equal(picture[:, 40], mark[:, None].expand(3, 128))
+        rest = torch.arange(h) != 40
+        assert torch.equal(picture[:, rest], clip.frames[i][:, rest])
+        for j in range(4):
+            row = clip.frames[j, :, 40] if j <= i else pale[:, None].expand(3, 128)
+            assert torch.equal(
+                strip[:, j * tall : (j + 1) * tall], row[:, None].expand(3, tall, 128)
+            )
+    with pytest.raises(ValueError, match="row=128; expected 0 to 127"):
+        with_slices({"cat": clip}, row=128)

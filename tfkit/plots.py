@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.textpath import TextPath
@@ -27,7 +28,7 @@ from tfkit import overlays
 from tfkit.codec import replacing
 from tfkit.video import as_frames, resize, to_uint8
 
-INK, QUIET = "#222222", "#777777"
+INK, QUIET, PALE = "#222222", "#777777", "#EEEEEE"
 WIDTH = 9.0  # inches; at 100 dots an inch the column of a notebook or a README
 GAP = 0.05  # between pictures
 FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")  # comes with matplotlib
@@ -119,9 +120,7 @@ def xt_slices(clips: Mapping, *, row: int | None = None) -> Figure:
     """
     clips, f = _equally_long(clips)
     reference = next(iter(clips.values())).shape[2]
-    row = reference // 2 if row is None else row
-    if not 0 <= row < reference:
-        raise ValueError(f"row={row!r}; expected 0 to {reference - 1}, a row of the frames")
+    row = _row(row, reference)
     left, gap, top, bottom = 0.42, 0.12, 0.3, 0.28
     cell = min(3.0, (WIDTH - left) / len(clips) - gap)
     tall = [cell * x.shape[2] / x.shape[3] for x in clips.values()]
@@ -142,6 +141,39 @@ def xt_slices(clips: Mapping, *, row: int | None = None) -> Figure:
         if column == 0:
             axes.set_ylabel("← frame", color=QUIET, fontsize=8, labelpad=-2)
     return figure
+
+
+def with_slices(clips: Mapping, *, row: int | None = None) -> dict[str, Float[Tensor, "f 3 H w"]]:
+    """Each clip with a row of it marked, and under it that row's x-t slice as it comes to be.
+
+    For :func:`side_by_side`: what flickers leaves bands. row: as of :func:`xt_slices`.
+    """
+    clips, f = _equally_long(clips)
+    reference = next(iter(clips.values())).shape[2]
+    row = _row(row, reference)
+    mark, paper = (torch.tensor(to_rgb(color))[:, None, None] for color in (overlays.MARK, PALE))
+    out = {}
+    for label, frames in clips.items():
+        h, w = frames.shape[-2:]
+        here, tall = row * h // reference, max(1, round(0.75 * h / f))  # pixels for each moment
+        drawn = xt_slice(frames, here).float().repeat_interleave(tall, 1)
+        page = torch.ones(f, 3, h + max(2, h // 32) + f * tall, w)
+        page[:, :, :h] = frames.float()
+        page[:, :, here : here + 1] = mark
+        page[:, :, -f * tall :] = paper
+        for i in range(f):
+            start = page.shape[2] - f * tall
+            page[i, :, start : start + (i + 1) * tall] = drawn[:, : (i + 1) * tall]
+        out[label] = page
+    return out
+
+
+def _row(row: int | None, height: int) -> int:
+    """The row asked for, or the middle one."""
+    row = height // 2 if row is None else row
+    if not 0 <= row < height:
+        raise ValueError(f"row={row!r}; expected 0 to {height - 1}, a row of the frames")
+    return row
 
 
 def side_by_side(clips: Mapping, *, zoom: int | None = None) -> Float[Tensor, "f 3 h w"]:
