@@ -2,6 +2,7 @@
 
 from tfkit import menagerie
 from tfkit.adapters import from_pipeline, load_embedding, load_lora
+from tfkit.advice import examine, preflight
 from tfkit.conditions import canny
 from tfkit.control import ControlNet
 from tfkit.correspondence import Field, nearest_neighbors
@@ -22,40 +23,12 @@ from tfkit.video import Clip, write_video
 __version__ = "0.1.0"
 
 __all__ = [
-    "Clip",
-    "ControlNet",
-    "Edit",
-    "EditSession",
-    "ExtendedAttention",
-    "Field",
-    "FirstFrame",
-    "LatentDiffusion",
-    "NonFiniteError",
-    "PerFrame",
-    "Plain",
-    "PlugAndPlay",
-    "SDEdit",
-    "TokenFlow",
-    "TokenPCA",
-    "Trajectory",
-    "VideoFile",
-    "canny",
-    "edit",
-    "evaluate",
-    "extract_tokens",
-    "from_pipeline",
-    "generate",
-    "invert",
-    "load",
-    "load_embedding",
-    "load_lora",
-    "menagerie",
-    "nearest_neighbors",
-    "open_trajectory",
-    "open_video",
-    "read_video",
-    "reconstruct",
-    "write_video",
+    "Clip", "ControlNet", "Edit", "EditSession", "ExtendedAttention", "Field", "FirstFrame",
+    "LatentDiffusion", "NonFiniteError", "PerFrame", "Plain", "PlugAndPlay", "SDEdit",
+    "TokenFlow", "TokenPCA", "Trajectory", "VideoFile", "canny", "edit", "evaluate", "examine",
+    "extract_tokens", "from_pipeline", "generate", "invert", "load", "load_embedding",
+    "load_lora", "menagerie", "nearest_neighbors", "open_trajectory", "open_video", "preflight",
+    "read_video", "reconstruct", "write_video",
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 METHODS = ("pnp", "sdedit", "controlnet", "plain")
@@ -48,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, default=0, help="of the keyframes (0)")
     one.add_argument("--batch", type=int, default=8, help="frames in a pass (8)")
     one.add_argument("--device", help="cpu, cuda, ... (the GPU where there is one)")
+    one.add_argument(
+        "--check", action="store_true", help="say what it takes and what to mind, and stop"
+    )
     one.add_argument("--quiet", action="store_true", help="no progress bars")
     return top
 
@@ -55,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 def run_edit(args: argparse.Namespace) -> None:
     """Reads, inverts, edits and writes one video."""
     import tfkit  # here, so that --help and mistyped options answer at once
-    from tfkit.menagerie.vocabulary import known_words, unknown_words
+    from tfkit import advice
     from tfkit.video import check_output
 
     output = args.output or Path(f"{Path(args.video).stem}-edited.mp4")
@@ -76,22 +80,35 @@ def run_edit(args: argparse.Namespace) -> None:
     model.timesteps(args.steps)
     size = model.sample_size if args.size is None else args.size
     video = tfkit.open_video(args.video, frames=args.frames, start=args.start, size=size)
-    strange = unknown_words(args.prompt) if args.model == "menagerie" else []
-    if strange:
-        print(f"note: the menagerie does not know {', '.join(strange)}; it knows {known_words()}")
+    settings = {
+        "negative_prompt": args.negative_prompt, "guidance": args.guidance, "method": method,
+        "propagation": propagation, "batch": args.batch,
+    }  # fmt: skip
+    report = tfkit.preflight(
+        model, video, args.prompt, steps=args.steps, source_prompt=args.source_prompt,
+        folder=args.trajectory is not None, **settings,
+    )  # fmt: skip
+    if args.check:
+        return print(report)
+    _say(report.notes)
     source = tfkit.invert(
         model, video, args.source_prompt, steps=args.steps, folder=args.trajectory,
         batch=args.batch, progress=progress,
     )  # fmt: skip
-    session = tfkit.EditSession(
-        model, source, args.prompt, negative_prompt=args.negative_prompt, guidance=args.guidance,
-        method=method, propagation=propagation, seed=args.seed, batch=args.batch,
-    )  # fmt: skip
+    if args.method != "controlnet":  # whose reconstruction would be another
+        _say(advice.quality_notes(advice.reconstruction_psnr(model, source), args.steps))
+    session = tfkit.EditSession(model, source, args.prompt, seed=args.seed, **settings)
     session.run(folder=args.checkpoints, progress=progress)
     path = tfkit.write_video(output, session.stream(progress=progress), fps=video.fps)
+    _say(advice.examine_session(session))
     f, _, h, w = video.shape
     seconds = time.perf_counter() - start
     print(f"wrote {path}: {f} frames of {w} x {h}, {seconds:.0f} s")
+
+
+def _say(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}")
 
 
 def run_tables(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from tfkit.keyframes import (
     reference_neighbors,
 )
 
-WINDOW = 16  # keyframes: 128 frames at an interval of 8, which no clip of the paper's exceeds
+WINDOW = 12  # keyframes: all of them up to 96 frames at an interval of 8
 
 
 @runtime_checkable

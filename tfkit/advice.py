@@ -1,0 +1,242 @@
+"""Before an edit starts, and after it ended: what it costs, whether it fits, what to mind.
+
+Nothing is computed here that the edit would not compute much more often.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tfkit import prompts
+from tfkit.checks import check_whole
+from tfkit.cost import Cost, available_memory, cost_of
+from tfkit.diffusion import LatentDiffusion
+from tfkit.inversion import reconstruct
+from tfkit.loading import MENAGERIE
+from tfkit.menagerie.vocabulary import known_words, unknown_words
+from tfkit.methods import Method, PlugAndPlay
+from tfkit.metrics import psnr
+from tfkit.passes import Plan
+from tfkit.propagation import Propagation, TokenFlow
+from tfkit.reading import VideoFile
+from tfkit.session import EditSession
+from tfkit.trajectory import CLEAN, Trajectory
+from tfkit.video import Clip, as_frames
+
+MIB = 2**20
+
+# dB. The paper's inversions leave about 26.6 of what its autoencoder leaves: 25.3 through one of
+# 31.1. The menagerie reaches 27 in 3 steps, 31 in 10 and 42 in 50.
+GOOD = 25.0
+# dB. On the menagerie, edits of an orange fox to a blue one that are seen to change it are at 26 at
+# the most (SDEdit(0.5), which makes it yellow); Plug-and-Play(1, 1) without guidance is at 31.
+SAME = 26.0
+# Edits of the same fox that keep it are at 0.25 (to night, SDEdit(0.8)) to 0.98; with guidance 15,
+# where it is all but gone, at 0.18 to 0.20, and a real wolf made a red blob at 0.10 to 0.21.
+LOST = 0.22
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known before an edit.
+
+    seconds: of inversion (0 where it is done) and of the edit. memory: bytes at the peak, beyond
+    what is held now. available: bytes. psnr: of the reconstruction in dB, None before inversion.
+    notes: what to mind, a sentence each.
+    """
+
+    what: str
+    seconds: tuple[float, float]
+    memory: int
+    available: int
+    psnr: float | None
+    notes: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return self.memory <= self.available
+
+    def __str__(self) -> str:
+        lines = [
+            self.what,
+            f"time: about {_duration(sum(self.seconds))} on this machine (inversion "
+            f"{_duration(self.seconds[0])}, edit {_duration(self.seconds[1])})",
+            f"memory: about {self.memory / MIB:,.0f} MiB of {self.available / MIB:,.0f} available: "
+            + ("fits" if self.fits else "does not fit"),
+        ]
+        if self.psnr is not None:
+            lines.append(f"reconstruction: {self.psnr:.1f} dB")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def preflight(
+    model: LatentDiffusion,
+    video: Tensor | Clip | VideoFile | Trajectory,
+    prompt: str,
+    *,
+    steps: int = 50,
+    source_prompt: str = "",
+    negative_prompt: str = "",
+    guidance: float | int = 7.5,
+    method: Method = PlugAndPlay(),
+    propagation: Propagation = TokenFlow(),
+    batch: int = 8,
+    folder: bool = False,
+) -> Preflight:
+    """What an edit will take, and what to mind, found in seconds and a few passes.
+
+    video: frames (f, 3, h, w), a Clip, a file opened with :func:`tfkit.open_video`, or a
+    trajectory, whose reconstruction is looked at too; then steps and source_prompt are its own.
+    folder: whether the trajectory will be kept in one. The rest is as in :func:`tfkit.edit`.
+    Raises ValueError for settings out of range.
+    """
+    plan = Plan(prompt, negative_prompt, guidance, method, propagation)
+    check_whole("batch", batch)
+    inverted = isinstance(video, Trajectory)
+    if inverted:
+        steps, source_prompt = len(video.timesteps), video.prompt
+        shape = (len(video), 3, *(video.size or (n * model.factor for n in video.clean.shape[2:])))
+    else:
+        shape = tuple(video.frames.shape if isinstance(video, Clip) else video.shape)
+    model.timesteps(steps)
+    cost = cost_of(model, shape, plan, steps, batch)
+    room = {"folder": folder or inverted, "pictures": not isinstance(video, VideoFile)}
+    memory, free = cost.memory(batch, **room), available_memory(model.device)
+    notes, quality = prompt_notes(model, prompt, source_prompt), None
+    if inverted and "control" not in video.conditions:
+        quality = reconstruction_psnr(model, video)
+        notes += quality_notes(quality, steps)
+    if memory > free:
+        notes.append(_advice(cost, free, batch, room))
+    f, _, h, w = shape
+    what = f"{f} frames of {w} x {h}, {steps} steps, {method!r}, {propagation!r}"
+    seconds = 0.0 if inverted else cost.inversion, cost.edit
+    return Preflight(what, seconds, memory, free, quality, tuple(notes))
+
+
+def reconstruction_psnr(model: LatentDiffusion, source: Trajectory, *, frames: int = 4) -> float:
+    """How well a few frames, spread over the clip, come back from their noise: PSNR in dB.
+
+    Against the same latents decoded, so that it is of the inversion alone. Costs as many passes as
+    the trajectory has steps.
+    """
+    some = torch.linspace(0, len(source) - 1, min(frames, len(source))).round().long()
+    first = source.timesteps[0]
+    levels = {t: source.latents[t][some.to(source.latents[t].device)] for t in (CLEAN, first)}
+    kept = {name: values[some.to(values.device)] for name, values in source.conditions.items()}
+    part = replace(source, latents=levels, conditions=kept)
+    with torch.no_grad():
+        whole = model.decode(part.clean, size=part.size)
+    return psnr(reconstruct(model, part, progress=False), whole)
+
+
+def prompt_notes(model: LatentDiffusion, prompt: str, source_prompt: str = "") -> list[str]:
+    """What of a prompt is not read or not known, and what asks for nothing."""
+    notes = []
+    _, unread = prompts.token_ids(model.tokenizer, prompt)
+    if unread:
+        limit = model.tokenizer.model_max_length - 2
+        notes.append(
+            f"the prompt is longer than the {limit} tokens that are read; unread: {unread!r}"
+        )
+    if model.name == MENAGERIE:
+        strange = unknown_words(prompt)
+        if strange:
+            notes.append(
+                f"the menagerie does not know {', '.join(strange)}; it knows {known_words()}"
+            )
+    if not prompt.strip():
+        notes.append("the prompt is empty: it says nothing of what the edited video is to show")
+    elif prompt.strip() == source_prompt.strip():
+        notes.append("the prompt is the source's own: the edit can only reconstruct the video")
+    return notes
+
+
+def quality_notes(quality: float, steps: int) -> list[str]:
+    """Advice where a reconstruction is not good enough to edit."""
+    if quality >= GOOD:
+        return []
+    return [
+        f"the reconstruction reaches {quality:.1f} dB, {GOOD:.0f} are good: what is lost there an "
+        f"edit loses too. Invert with fixed_point=2, in more than {steps} steps, or with a prompt "
+        "that describes the video"
+    ]
+
+
+def examine(source: Clip | Tensor, edited: Clip | Tensor) -> list[str]:
+    """What an edit seems to have missed: nothing changed, or the structure lost; [] if neither.
+
+    source: the video's frames, or better what the autoencoder makes of them; edited: as many, of
+    one size, (f, 3, h, w). By PSNR, and by how far the edges of both coincide
+    (:func:`edge_agreement`).
+    """
+    level, edges = psnr(edited, source), edge_agreement(edited, source)
+    if level >= SAME:
+        return [
+            f"the edit is almost the source ({level:.1f} dB): let go of it, with less injection, "
+            "tfkit.PlugAndPlay(attention=0.3, convolution=0.5), more guidance, or a larger "
+            "tfkit.SDEdit(start=...)"
+        ]
+    if edges < LOST:
+        return [
+            f"the edit has lost the source's structure (its edges agree by {edges:.2f}): hold on "
+            "to it, with more injection, tfkit.PlugAndPlay(attention=0.8, convolution=1.0), less "
+            "guidance, or a smaller tfkit.SDEdit(start=...)"
+        ]
+    return []
+
+
+def examine_session(session: EditSession, frames: int = 4) -> list[str]:
+    """The same of a session as it stands, on a few frames spread over the clip."""
+    some = torch.linspace(0, len(session.source) - 1, min(frames, len(session.source)))
+    clean, edited = (
+        session.model.decode(x[some.round().long().to(x.device)], size=session.source.size)
+        for x in (session.source.clean, session.latents)
+    )
+    return examine(clean, edited)
+
+
+def edge_agreement(a: Clip | Tensor, b: Clip | Tensor) -> float:
+    """How far edges are where they were, whatever the colours: a correlation, 1 at the most.
+
+    Of the two videos' gradient magnitudes, smoothed over 3 x 3 pixels; the mean over frames.
+    """
+    a, b = (_edges(as_frames(x).double()).flatten(1) for x in (a, b))
+    a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
+    return F.cosine_similarity(a, b, dim=1).mean().item()
+
+
+def _edges(frames: Tensor) -> Tensor:
+    grey = frames.mean(1, keepdim=True)
+    right, down = grey.diff(dim=-1)[..., :-1, :], grey.diff(dim=-2)[..., :-1]
+    return F.avg_pool2d((right.square() + down.square()).sqrt(), 3, 1, 1)
+
+
+def _advice(cost: Cost, free: int, batch: int, room: dict[str, bool]) -> str:
+    """The first thing that makes it fit, the least painful one first."""
+    while batch > 1:
+        batch //= 2
+        if cost.memory(batch, **room) <= free:
+            return f"it fits with batch={batch}"
+    room = {"folder": True, "pictures": False}
+    if cost.memory(1, **room) <= free:
+        return (
+            "it fits with batch=1 where frames and trajectory are not held: tfkit.open_video, "
+            "tfkit.invert(..., folder=...), EditSession.run and .stream; the command line does so "
+            "with --trajectory"
+        )
+    fewer = cost.frames
+    while fewer > 1:
+        fewer //= 2
+        small = replace(cost, frames=fewer, seen=min(cost.seen, fewer))
+        if small.memory(1, **room) <= free:
+            return f"it fits with {fewer} frames and batch=1"
+    return "it does not fit; take smaller frames, or a GPU with float16"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

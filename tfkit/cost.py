@@ -1,0 +1,178 @@
+"""What an edit costs before it is begun: seconds and bytes, from one pass of each kind.
+
+Time is measured on this machine. Memory is what the tensors of a pass take that live at once,
+counted as they come and go; the libraries' own workspaces and fragmentation come on top.
+"""
+
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tfkit import hooks
+from tfkit.diffusion import LatentDiffusion
+from tfkit.passes import Plan
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made inside it, those at once at the most."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak = 0, 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage) -> None:
+        key = storage._cdata
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one frame costs in a pass of its kind."""
+
+    seconds: float
+    bytes: int
+
+
+@torch.no_grad()
+def measured(work: Callable[[], object], frames: int) -> Pass:
+    """What each of the frames of ``work()`` costs."""
+    with Live() as live:
+        work()  # also the first call, which is slow
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return Pass((time.perf_counter() - start) / frames, live.peak // frames)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an edit of ``frames`` frames in ``steps`` steps is made of.
+
+    unet, encode, decode: a frame's share. attending: seconds of a keyframe's attention to another
+    one, in all layers and edited branches. kept: bytes that a keyframe's tokens take. latent: bytes
+    of a frame's latents, picture: of its pixels.
+    """
+
+    frames: int
+    steps: int
+    keyframes: int  # of a step
+    seen: int  # how many each attends to
+    branches: int
+    own: bool  # whether the source is among the branches
+    flows: bool  # whether tokens are carried
+    unet: Pass
+    encode: Pass
+    decode: Pass
+    attending: float
+    kept: int
+    latent: int
+    picture: int
+
+    @property
+    def inversion(self) -> float:
+        """Seconds."""
+        return self.frames * (self.encode.seconds + self.steps * self.unet.seconds)
+
+    @property
+    def passes(self) -> int:
+        """Frames that go through the UNet in a step of a first edit."""
+        return self.branches * self.frames
+
+    @property
+    def edit(self) -> float:
+        """Seconds of a first edit, decoded."""
+        step = self.passes * self.unet.seconds + self.keyframes * self.seen * self.attending
+        return self.steps * step + self.frames * self.decode.seconds
+
+    def memory(self, batch: int, *, folder: bool, pictures: bool) -> int:
+        """Bytes at the peak. folder: the trajectory is kept in one. pictures: all frames are held,
+        before and after."""
+        together = min(self.seen, self.frames) * self.branches
+        others = min(batch, self.frames) * (self.branches - (self.own and self.flows))
+        passes = max(together, others) * self.unet.bytes + self.seen * self.kept
+        coding = min(batch, self.frames) * max(self.encode.bytes, self.decode.bytes)
+        levels = (3 if folder else self.steps + 3) * self.frames * self.latent
+        return max(passes, coding) + levels + pictures * 2 * self.frames * self.picture
+
+
+def cost_of(
+    model: LatentDiffusion, shape: tuple[int, ...], plan: Plan, steps: int, batch: int
+) -> Cost:
+    """Measures a pass of each kind for frames of ``shape`` (f, 3, h, w)."""
+    f, _, height, width = shape
+    h, w = model.grid(height, width)
+    some = min(2, f)
+    x = torch.zeros(some, 4, h, w, device=model.device, dtype=model.precision)
+    picture = torch.zeros(some, 3, height, width)
+    text, t = model.embed(plan.prompt).expand(some, -1, -1), model.timesteps(1)[0]
+    layers = hooks.self_attention(model.unet)
+    with hooks.record(model.unet, list(layers)) as tokens:
+        model.predict_noise(x, t, text)
+    rows = plan.propagation.draw(f, 1, 0)
+    count = f if rows is None else rows.shape[1]
+    seen = min(count, getattr(plan.propagation, "window", None) or count)
+    joint = plan.propagation.attention(2, True) is not None
+    edited = 1 + (plan.guidance != 1)
+    size = torch.finfo(model.dtype).bits // 8
+    # kept of a keyframe: keys, values, output of each edited branch; output, tokens of the source
+    return Cost(
+        frames=f, steps=steps, keyframes=count, seen=seen if joint else batch,
+        branches=edited + plan.reads_source, own=plan.reads_source, flows=rows is not None,
+        unet=measured(lambda: model.predict_noise(x, t, text), some),
+        encode=measured(lambda: model.encode(picture), some),
+        decode=measured(lambda: model.decode(x), some),
+        attending=joint * edited * sum(_attending(layers[n], x) for n, x in tokens.items()),
+        kept=sum(x[0].numel() for x in tokens.values()) * size * (3 * edited + 2),
+        latent=x[0].numel() * x.element_size(), picture=picture[0].numel() * 4,
+    )  # fmt: skip
+
+
+def _attending(layer, tokens: Tensor) -> float:
+    """Seconds that one frame's attention to another one's tokens (n, d) takes in a layer."""
+    n, d = tokens.shape[1:]
+    q = torch.zeros(1, layer.heads, n, d // layer.heads, device=tokens.device, dtype=tokens.dtype)
+    k = q.repeat(1, 1, 4, 1)
+    return measured(lambda: F.scaled_dot_product_attention(q, k, k), 4).seconds
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can still be taken: of the GPU, or of what the system or its container leaves."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+        root = Path("/sys/fs/cgroup")
+        limit, used = ((root / f"memory.{name}").read_text() for name in ("max", "current"))
+        free += [int(limit) - int(used)] if limit.strip() != "max" else []
+    except (OSError, ValueError):
+        pass  # not Linux, or no limit
+    return min(free, default=2**63 - 1)
