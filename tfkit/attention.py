@@ -249,5 +249,5 @@ def carry(
         rows = near.blended.nonzero().squeeze(1)
         w = near.weight[rows, None, None].to(out.dtype)
         second = follow(outputs[:, near.second[rows]], fields[rows, 1].long())
-        out[:, rows] = w * out[:, rows] + (1 - w) * second
+        out[:, rows] = second.lerp(out[:, rows], w)
     return out
