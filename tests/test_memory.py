@@ -8,6 +8,7 @@ from pipelines import moving_latents
 
 import tfkit
 from tfkit.memory import fitting, is_out_of_memory
+from tfkit.metrics import psnr
 
 QUIET = {"progress": False}
 
@@ -77,6 +78,53 @@ def test_a_small_memory_inverts_and_edits_all_the_same(model, way):
             handle.remove()
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+def narrow(module, most):
+    """Lets a module fail like a GPU that is full, above so many values a side."""
+
+    def hook(module, args):
+        if max(args[0].shape[-2:]) > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    return module.register_forward_pre_hook(hook)
+
+
+@pytest.fixture(scope="module")
+def large():
+    """The menagerie, frames larger than it was trained on, and their latents."""
+    model = tfkit.load()
+    frames = tfkit.video.resize(tfkit.menagerie.film("a red fox on snow", frames=2).frames, 320)
+    return model, frames, model.encode(frames)
+
+
+@pytest.mark.parametrize("room, tile", [(64, 32), (32, 32)])
+def test_a_frame_that_is_too_large_for_the_vae_goes_in_tiles(large, room, tile):
+    model, frames, latents = large
+    narrow_decoder = narrow(model.vae.decoder, room)
+    narrow_encoder = narrow(model.vae.encoder, room * model.factor)
+    try:
+        with pytest.warns(UserWarning, match=rf"out of memory: .*{tile}"):
+            coded = model.encode(frames)
+        with pytest.warns(UserWarning, match="which changes colours a little"):
+            shown = model.decode(latents, size=(300, 310))
+    finally:
+        narrow_decoder.remove()
+        narrow_encoder.remove()
+    assert coded.shape == latents.shape and shown.shape == (2, 3, 300, 310)
+    assert (coded - latents).std() < 0.25 * latents.std()
+    assert psnr(shown, model.decode(latents, size=(300, 310))) > 18
+    assert not model.vae.use_tiling
+    torch.testing.assert_close(model.encode(frames), latents)  # whole again
+
+
+def test_a_small_frame_is_never_cut(model):
+    handle = narrow(model.vae.decoder, 4)
+    try:
+        with pytest.raises(torch.cuda.OutOfMemoryError), pytest.warns(UserWarning, match="batch="):
+            model.decode(moving_latents(2, 8, 8))
+    finally:
+        handle.remove()
 
 
 @settings(max_examples=12, deadline=None)

@@ -6,6 +6,7 @@ read from safetensors only and never changed. Memory: the model, and one batch o
 
 import hashlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +18,11 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from tfkit import hooks, prompts
 from tfkit.checks import check_frames, check_latents, check_whole, is_whole
-from tfkit.memory import fitting
+from tfkit.memory import fitting, is_out_of_memory
 from tfkit.video import Clip
 
 HALF = (torch.float16, torch.bfloat16)
+LEAST_TILE = 32  # latents a side: smaller ones differ too much in colour
 
 
 class NonFiniteError(FloatingPointError):
@@ -101,8 +103,7 @@ class LatentDiffusion:
                 raise NonFiniteError(_why("the VAE's encoder", self.vae.dtype))
             return latents * self.vae.config.scaling_factor
 
-        latents, _ = fitting(lambda n: torch.cat([encoded(x) for x in frames.split(n)]), batch)
-        return latents.to(self.precision)
+        return self._coded(encoded, frames, self.grid(*size), batch).to(self.precision)
 
     @torch.no_grad()
     def decode(
@@ -122,8 +123,36 @@ class LatentDiffusion:
                 raise NonFiniteError(_why("the VAE's decoder", self.vae.dtype))
             return resize(frames, size or frames.shape[-2:]).clamp(0, 1)
 
-        frames, _ = fitting(lambda n: torch.cat([decoded(x) for x in latents.split(n)]), batch)
-        return frames.to(self.precision)
+        return self._coded(decoded, latents, latents.shape[-2:], batch).to(self.precision)
+
+    def _coded(
+        self, code: Callable[[Tensor], Tensor], x: Tensor, grid: tuple[int, int], batch: int
+    ) -> Tensor:
+        """``code`` of every frame of x, so many at a time as memory allows.
+
+        grid: height and width of the latents. Where one frame is too many, it goes in tiles, which
+        costs quality: what the VAE sees of a whole frame is then of a tile.
+        """
+
+        def some(n: int) -> Tensor:
+            return torch.cat([code(part) for part in x.split(n)])
+
+        def tiled(side: int) -> Tensor:
+            with hooks.tiles(self.vae, side, self.factor):
+                return some(1)
+
+        side = 1 << (max(grid) // 2).bit_length() >> 1  # the power of two up to half a frame
+        try:
+            return fitting(some, batch)[0]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or side < LEAST_TILE:
+                raise
+        warnings.warn(
+            f"out of memory: coding frames in tiles of {side} x {side} latents, which changes "
+            "colours a little; smaller frames would not need it",
+            stacklevel=3,
+        )
+        return fitting(tiled, side, name="tile", least=LEAST_TILE)[0]
 
     @torch.no_grad()
     def embed(self, prompt: str) -> Float[Tensor, "1 l d"]:

@@ -173,6 +173,26 @@ def add_residuals(
     return _Scope(do, undo)
 
 
+def tiles(vae: nn.Module, side: int, factor: int) -> AbstractContextManager[None]:
+    """Lets a VAE code tiles of ``side`` x ``side`` latents, which overlap by a quarter and blend.
+
+    side: a multiple of 4, so that tiles meet on whole latents. factor: pixels that a latent spans.
+    """
+    new = {
+        "use_tiling": True,
+        "tile_latent_min_size": side,
+        "tile_sample_min_size": side * factor,
+        "tile_overlap_factor": 0.25,
+    }
+    before = {name: getattr(vae, name) for name in new}
+
+    def put(values: Mapping[str, object]) -> None:
+        for name, value in values.items():
+            setattr(vae, name, value)
+
+    return _Scope(lambda: put(new), lambda: put(before))
+
+
 def first_nonfinite(model: nn.Module) -> AbstractContextManager[list[str]]:
     """Lists the layer groups whose outputs hold a NaN or an infinity, the first one first.
 

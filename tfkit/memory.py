@@ -9,22 +9,25 @@ import torch
 T = TypeVar("T")
 
 
-def fitting(work: Callable[[int], T], batch: int) -> tuple[T, int]:
+def fitting(
+    work: Callable[[int], T], batch: int, *, name: str = "batch", least: int = 1
+) -> tuple[T, int]:
     """``work(batch)``, with half the batch as often as memory runs out; and the batch that fitted.
 
-    Warns of each halving. Raises torch's own error where even one at a time is too much.
+    name: what it is that is halved, down to ``least``. Warns of each halving. Raises torch's own
+    error where even the least is too much.
     """
     while True:
         try:
             return work(batch), batch
         except (RuntimeError, MemoryError) as error:
-            if batch == 1 or not is_out_of_memory(error):
+            if batch // 2 < least or not is_out_of_memory(error):
                 raise
         # here the error is gone, and with it the tensors that its traceback held
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         batch = batch // 2
-        warnings.warn(f"out of memory: going on with batch={batch}", stacklevel=2)
+        warnings.warn(f"out of memory: going on with {name}={batch}", stacklevel=2)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
