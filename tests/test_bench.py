@@ -5,9 +5,10 @@ import time
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 import tfkit
-from tfkit import bench, growth, timing
+from tfkit import bench, full_size, growth, timing
 
 
 def test_seconds_are_a_median():
@@ -73,3 +74,38 @@ def test_lengths_are_measured_in_processes_of_their_own(pipeline_folder, monkeyp
     assert [row.unit for row in rows] == ["s", "MiB"] * 2
     assert [row.ratio for row in rows] == [None, None, 1, 1]
     assert all(row.value > 0 for row in rows)
+
+
+@pytest.mark.parametrize("shape, weights", [("SD15", 859_520_964), ("SDXL", 2_567_463_684)])
+def test_the_full_shapes_are_the_published_ones(shape, weights):
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**getattr(full_size, shape).unet)
+    assert sum(p.numel() for p in unet.parameters()) == weights
+
+
+SMALL = {
+    "SD15": {"block_out_channels": (32, 32, 32, 32), "cross_attention_dim": 64},
+    "SDXL": {
+        "block_out_channels": (32, 32, 32), "cross_attention_dim": 128,
+        "transformer_layers_per_block": (1, 1, 2), "attention_head_dim": (2, 2, 2),
+        "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64 + 6 * 8,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_edits_at_full_size_are_timed_from_video_to_video(name):
+    whole = getattr(full_size, name)
+    text = (64,) * len(whole.text)
+    shape = full_size.Shape("small", dict(whole.unet) | SMALL[name], (32, 32, 32, 32), text)
+    few = {"frames": 3, "side": 128, "steps": 2, "batch": 2}
+    cpu = torch.device("cpu")
+    rows = list(full_size.video_to_video(shape, cpu, torch.float32, **few))
+    kinds = [row.name.partition(": ")[2] for row in rows]
+    assert kinds == ["plain passes", "inversion", "first edit, decoded", "a further edit, decoded"]
+    assert rows[0].ratio is None and all(row.ratio > 0 for row in rows[1:])
+    assert all(row.name.startswith("small, 3 frames of 128, 2 steps") for row in rows)
+
+
+def test_without_a_gpu_there_are_no_such_rows(pipeline_folder):
+    assert not list(full_size.on_gpu(tfkit.load(pipeline_folder, device="cpu")))

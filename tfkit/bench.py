@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from tfkit import growth, hooks
+from tfkit import full_size, growth, hooks
 from tfkit.correspondence import nearest_neighbors
 from tfkit.diffusion import LatentDiffusion
 from tfkit.editing import edit
@@ -106,7 +106,9 @@ def run() -> None:
     """Prints every comparison as it is made."""
     model = load()
     print(f"{model.device}, {model.dtype}, {torch.get_num_threads()} threads; medians")
-    for part in (features, editing, further, *growth.PARTS):
+    for part in (features, editing, further, *growth.PARTS, full_size.on_gpu):
         print(f"\n{(part.__doc__ or '').splitlines()[0]}")
         for row in part(model):
             print(row, flush=True)
+    if model.device.type != "cuda":
+        print("none: there is no GPU here")
