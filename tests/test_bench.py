@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 import tfkit
-from tfkit import bench, full_size, growth, timing
+from tfkit import bench, full_size, growth, metrics, timing
 
 
 def test_seconds_are_a_median():
@@ -63,6 +63,17 @@ def test_the_shares_of_a_step_add_up(pipeline_folder, monkeypatch):
     assert sum(row.ratio for row in rows) == pytest.approx(1)
     assert {row.name for row in rows} == {*growth.KINDS, "the rest"}
     assert all(row.value > 0 for row in rows)
+
+
+def test_where_blocks_meet_is_told_from_elsewhere(pipeline_folder, monkeypatch):
+    clip = tfkit.menagerie.film("a cat", frames=16)
+    flow, visible = metrics.resize_flow(clip.flow, clip.visible, (32, 32))
+    small = tfkit.Clip(clip.frames[..., ::4, ::4], flow=flow, visible=visible)
+    monkeypatch.setattr(growth, "film", lambda *_, frames: small)
+    model = tfkit.load(pipeline_folder, device="cpu")
+    some, every = growth.meeting(model, frames=16, steps=1, window=3)
+    assert "3 keyframes seen" in some.name and "all keyframes seen" in every.name
+    assert some.ratio > 0 and some.value != every.value
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no peak memory there")

@@ -11,6 +11,7 @@ from tfkit.keyframes import (
     key_blocks,
     paper_neighbors,
     reference_neighbors,
+    seams,
 )
 
 FRAMES, INTERVALS = st.integers(1, 60), st.integers(1, 20)
@@ -133,3 +134,21 @@ def test_many_keyframes_see_anchors_and_the_block_before():
     assert blocks[1].own.tolist() == [1, 2, 3]
     assert blocks[3].own.tolist() == [7, 8, 9]
     assert blocks[3].held.tolist() == [0, 19, 4, 5, 6, 7, 8, 9]
+
+
+@given(count=st.integers(1, 40), window=st.integers(3, 12), interval=st.integers(1, 5))
+def test_seams_lie_where_frames_of_one_keyframe_give_way_to_the_next_blocks(
+    count, window, interval
+):
+    frames = count * interval
+    row = draw_keyframes(frames, interval, 1, seed=count)[0]
+    of_block = torch.zeros(count, dtype=torch.long)  # the block before which a keyframe has gone
+    for block in key_blocks(count, window):
+        of_block += torch.arange(count) >= block.until
+    pairs = torch.arange(frames - 1)
+    left = torch.searchsorted(row, pairs, right=True) - 1
+    inside = (left >= 0) & (left < count - 1)
+    left = left.clamp(0, max(count - 2, 0))
+    expected = inside & (of_block[left] != of_block[(left + 1).clamp(max=count - 1)])
+    assert torch.equal(seams(row, frames, window), expected)
+    assert not seams(row, frames, None).any()

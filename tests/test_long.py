@@ -10,6 +10,8 @@ import torch
 from pipelines import moving_latents
 
 import tfkit
+from tfkit import metrics
+from tfkit.keyframes import seams
 
 QUIET = {"progress": False}
 
@@ -186,3 +188,22 @@ def test_frames_are_never_all_in_memory(pipeline_folder, tmp_path):
         assert len(tfkit.open_video(folder / "dog.mp4")) == count
     frames = (many - few) * 3 * side**2 * 4
     assert peaks[1] - peaks[0] < frames / 2, [peak / 2**20 for peak in peaks]
+
+
+def test_no_seam_is_seen_where_blocks_of_keyframes_meet():
+    """Colours change along the motion there as they do where all keyframes see each other."""
+    model = tfkit.load()
+    clip = tfkit.menagerie.film("a striped orange fox on grass", frames=28, seed=1)
+    small = tfkit.video.resize(clip, 64)
+    source = tfkit.invert(model, small, clip.caption, steps=4, **QUIET)
+    flow, visible = metrics.resize_flow(clip.flow, clip.visible, (64, 64))
+    errors = {}
+    for window in (8, None):
+        way = tfkit.TokenFlow(interval=2, keyframes="fixed", window=window)
+        edit = tfkit.edit(model, source, "a fox at night", propagation=way, **QUIET)
+        errors[window] = metrics.warp_error(edit.frames, flow, visible, per_pair=True)
+    rows = way.draw(28, 1, 0)
+    at = seams(rows[0], 28, 8)
+    assert 4 <= at.sum() <= 10 and not errors[8].equal(errors[None])
+    there, elsewhere = (errors[8] / errors[None])[at], (errors[8] / errors[None])[~at]
+    assert there.mean() < 1.15 and there.mean() < 1.15 * elsewhere.mean()

@@ -91,6 +91,8 @@ def test_warp_error_is_its_definition_in_numpy():
                     squares.append(np.mean(change.numpy() ** 2))
         pairs.append(np.mean(squares))
     assert warp_error(frames, flow, visible) == pytest.approx(np.mean(pairs), rel=1e-12)
+    each = warp_error(frames, flow, visible, per_pair=True)
+    assert each.tolist() == pytest.approx(pairs, rel=1e-12)
 
 
 def test_hidden_points_do_not_count():
@@ -103,6 +105,8 @@ def test_hidden_points_do_not_count():
     assert warp_error(frames, flow, visible) < 1e-20 < changed
     visible[1:] = False  # a pair in which nothing is visible is left out
     assert warp_error(frames, flow, visible) < 1e-20
+    each = warp_error(frames, flow, visible, per_pair=True)
+    assert each[0] < 1e-20 and each[1:].isnan().all() and len(each) == len(flow)
 
 
 def test_flicker_is_measured_in_squared_intensity():

@@ -17,9 +17,10 @@ from torch.autograd.profiler import profile
 
 from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import invert, reconstruct
+from tfkit.keyframes import seams
 from tfkit.loading import load
 from tfkit.menagerie import film
-from tfkit.metrics import psnr
+from tfkit.metrics import psnr, warp_error
 from tfkit.propagation import TokenFlow
 from tfkit.reading import open_video
 from tfkit.session import EditSession
@@ -72,6 +73,21 @@ def passes(model: LatentDiffusion, frames: int = 4, plans=PLANS) -> Iterator[Row
         cost = steps * (1 + fixed_point)
         name = f"{cost} passes: {steps} steps, {fixed_point} fixed-point refinements each"
         yield Row(name, back, unit="dB")
+
+
+def meeting(model: LatentDiffusion, frames: int = 56, steps: int = 4, window: int = 12):
+    """A long edit, whose keyframes go in blocks: colours along the motion where blocks meet."""
+    clip = film(CAPTION, frames=frames)
+    source = invert(model, clip, clip.caption, steps=steps, progress=False)
+    for window_or_all in (window, None):
+        way = TokenFlow(4, keyframes="fixed", window=window_or_all)
+        session = EditSession(model, source, PROMPT, propagation=way).run(progress=False)
+        errors = warp_error(session.frames(), clip.flow, clip.visible, per_pair=True)
+        at = seams(session.keyframes[0], frames, window)
+        there, elsewhere = errors[at].nanmean().item(), errors[~at].nanmean().item()
+        seen = "all keyframes seen" if window_or_all is None else f"{window} keyframes seen"
+        yield Row(f"warp error where blocks meet, {seen}", 1e3 * there, there / elsewhere,
+                  "elsewhere", "e-3")  # fmt: skip
 
 
 KINDS = {
@@ -148,4 +164,4 @@ def _file_to_file(name: str, movie: Path, threads: int) -> tuple[float, int]:
     return took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-PARTS = (keyframes, resolution, passes, shares, lengths)
+PARTS = (keyframes, resolution, passes, shares, lengths, meeting)

@@ -71,6 +71,18 @@ def key_blocks(count: int, window: int | None) -> list[Block]:
     return blocks
 
 
+def seams(keyframes: Int[Tensor, " k"], frames: int, window: int | None) -> Bool[Tensor, " pairs"]:
+    """Which pairs of neighbouring frames (f-1,) lie where a block of keyframes meets the next.
+
+    From the last keyframe of the one to the first of the other; none where all go at once.
+    """
+    out, count = torch.zeros(max(frames - 1, 0), dtype=torch.bool), len(keyframes)
+    for block in key_blocks(count, window):
+        if 0 < block.until < count:
+            out[keyframes[block.until - 1] : keyframes[block.until]] = True
+    return out
+
+
 def draw_keyframes(
     frames: int, interval: int, steps: int, *, fixed: bool = False, seed: int = 0
 ) -> Int[Tensor, "steps k"]:

@@ -48,8 +48,12 @@ def warp(
 
 
 def warp_error(
-    frames: Clip | Tensor, flow: Float[Tensor, "n 2 h w"], visible: Bool[Tensor, "n h w"]
-) -> float:
+    frames: Clip | Tensor,
+    flow: Float[Tensor, "n 2 h w"],
+    visible: Bool[Tensor, "n h w"],
+    *,
+    per_pair: bool = False,
+):
     """How much colours change along the motion: mean (frame_i(x) - frame_{i+1}(x + flow_i(x)))^2.
 
     First over the channels and the visible points of a pair of frames, then over the pairs (those
@@ -68,12 +72,13 @@ def warp_error(
     for (here, after), way, seen in zip(pairwise(frames), flow, visible, strict=True):
         warped, inside = _sample(after, way)
         squared = (here.double() - warped).square().mean(0)[seen & inside]
-        errors.extend([squared.mean()] if len(squared) else [])
-    if not errors:
+        errors.append(squared.mean())  # of none: NaN
+    every = torch.stack(errors)
+    if every.isnan().all():
         raise ValueError(
             f"no point is visible in any of the {len(flow)} pairs of frames; expected some"
         )
-    return torch.stack(errors).mean().item()
+    return every if per_pair else every.nanmean().item()
 
 
 def estimate_flow(
