@@ -56,7 +56,10 @@ def as_bytes(values: Tensor) -> memoryview:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that appears whole or not at all."""
+    """Writes a file that appears whole or not at all.
+
+    Raises OSError, with the file's name, where the disk is full or read-only.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
@@ -64,6 +67,9 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        why = f"{error.strerror}; what was finished before is kept, and goes on when this is mended"
+        raise OSError(error.errno, why, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 
