@@ -4,13 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pipelines import moving_latents
 
 import tfkit
+from tfkit.checkpoints import StepFiles
 from tfkit.files import claimed
 from tfkit.inversion import invert
 
@@ -216,6 +220,48 @@ def test_two_at_once_are_told_apart(model, source, latents, tmp_path):
         ):
             work(place)
         work(place)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def precise(pipeline_folder):
+    """In float64, where no batch changes which neighbour is the nearest."""
+    return tfkit.load(pipeline_folder, device="cpu", dtype=torch.float64)
+
+
+NUMBERS = {
+    "frames": st.integers(1, 6), "interval": st.integers(1, 7), "first": st.integers(1, 7),
+    "then": st.integers(1, 7), "after": st.integers(0, STEPS - 1),
+    "window": st.sampled_from([3, None]),
+}  # fmt: skip
+
+
+@settings(max_examples=8, deadline=None)
+@given(**NUMBERS)
+def test_resuming_is_not_stopping(precise, frames, interval, first, then, after, window):
+    """Whatever the numbers, wherever it stopped, and with another batch from there on."""
+    source = invert(precise, moving_latents(frames, 8, 8).double(), "a cat", steps=STEPS, **QUIET)
+    how = {"propagation": tfkit.TokenFlow(interval=interval, window=window), "seed": frames}
+    whole = edited(precise, source, None, **how)
+    put, left = StepFiles.put, [after]
+
+    def stops(self, *args):
+        if not left[0]:
+            raise Stopped
+        left[0] -= 1
+        put(self, *args)
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepFiles, "put", stops)
+        with pytest.raises(Stopped):
+            edited(precise, source, folder, batch=first, **how)
+        patch.setattr(StepFiles, "put", put)
+        assert len(list(Path(folder).glob("step*"))) == after
+        made = edited(precise, source, folder, batch=then, **how)
+    torch.testing.assert_close(made.latents, whole.latents, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}"])
