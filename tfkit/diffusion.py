@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from tfkit import hooks, prompts
 from tfkit.checks import check_frames, check_latents, check_whole, is_whole
 from tfkit.memory import fitting
-from tfkit.video import Clip
+from tfkit.video import Clip, size_of
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -92,7 +92,8 @@ class LatentDiffusion:
         """
         frames = check_frames(frames)
         check_whole("batch", batch)
-        size = tuple(side * self.factor for side in self.grid(*frames.shape[-2:]))
+        h, w = self.grid(*frames.shape[-2:])
+        size = h * self.factor, w * self.factor
 
         def encoded(chunk: Tensor) -> Tensor:
             chunk = resize(chunk.to(self.device, self.vae.dtype), size)
@@ -120,7 +121,7 @@ class LatentDiffusion:
             frames = self.vae.decode(chunk).sample / 2 + 0.5
             if not torch.isfinite(frames).all():
                 raise NonFiniteError(_why("the VAE's decoder", self.vae.dtype))
-            return resize(frames, size or frames.shape[-2:]).clamp(0, 1)
+            return resize(frames, size or size_of(frames)).clamp(0, 1)
 
         frames, _ = fitting(lambda n: torch.cat([decoded(x) for x in latents.split(n)]), batch)
         return frames.to(self.precision)
@@ -280,7 +281,7 @@ def _why(where: str, dtype: torch.dtype) -> str:
     )
 
 
-def check_depth(model: LatentDiffusion, depth) -> None:
+def check_depth(model: LatentDiffusion, depth: Tensor | None) -> None:
     """Raises ValueError unless there is a depth exactly where the model reads one."""
     if model.takes_depth and depth is None:
         raise ValueError(

@@ -6,6 +6,7 @@ pairs of tracks in blocks of ``BLOCK`` values.
 """
 
 import math
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,9 @@ BLOCK = 2**22  # values held at a time: 32 MB in float64
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM
 
 
-def background_psnr(edit: Clip | Tensor, source: Clip | Tensor, mask: Bool[Tensor, "f h w"]):
+def background_psnr(
+    edit: Clip | Tensor, source: Clip | Tensor, mask: Bool[Tensor, "f h w"]
+) -> float:
     """PSNR in dB outside the mask: -10 log10 of the mean squared difference; inf where equal.
 
     The mean goes over the channels and the pixels of all frames that the mask (the foreground, as
@@ -56,7 +59,15 @@ def ssim_map(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"]) -> Float[Tens
     return (top / ((squares + c1) * (aa + bb - squares + c2))).mean(0)
 
 
-def ssim(a: Clip | Tensor, b: Clip | Tensor, *, per_frame: bool = False):
+@overload
+def ssim(a: Clip | Tensor, b: Clip | Tensor, *, per_frame: Literal[False] = False) -> float: ...
+
+
+@overload
+def ssim(a: Clip | Tensor, b: Clip | Tensor, *, per_frame: Literal[True]) -> Tensor: ...
+
+
+def ssim(a: Clip | Tensor, b: Clip | Tensor, *, per_frame: bool = False) -> float | Tensor:
     """Mean structural similarity of frames of one size, 1 where equal (see :func:`ssim_map`).
 
     A float over all frames, or with `per_frame` a tensor (f,). (Wang et al., 2004, eq. 17.)
@@ -67,7 +78,9 @@ def ssim(a: Clip | Tensor, b: Clip | Tensor, *, per_frame: bool = False):
     return values if per_frame else values.mean().item()
 
 
-def background_ssim(edit: Clip | Tensor, source: Clip | Tensor, mask: Bool[Tensor, "f h w"]):
+def background_ssim(
+    edit: Clip | Tensor, source: Clip | Tensor, mask: Bool[Tensor, "f h w"]
+) -> float:
     """Mean structural similarity of the windows that lie wholly outside the mask, a float.
 
     Windows that touch the foreground are left out: in them the edit itself would count. The mean
@@ -90,9 +103,19 @@ def background_ssim(edit: Clip | Tensor, source: Clip | Tensor, mask: Bool[Tenso
     return total / count
 
 
+@overload
+def structure_distance(
+    edit: Tensor, source: Tensor, *, per_frame: Literal[False] = False
+) -> float: ...
+
+
+@overload
+def structure_distance(edit: Tensor, source: Tensor, *, per_frame: Literal[True]) -> Tensor: ...
+
+
 def structure_distance(
     edit: Float[Tensor, "f n d"], source: Float[Tensor, "f n e"], *, per_frame: bool = False
-):
+) -> float | Tensor:
     """How much the layout changed: mean squared difference of the tokens' self-similarities.
 
     S[p, q] = cos(token p, token q) within a frame; |S_edit - S_source|_F^2 / n^2, the mean over the
@@ -182,7 +205,9 @@ def _mean_of(values: Tensor) -> float:
     return values.mean().item()
 
 
-def _steps(tracks: Tensor, visible: Tensor | None, still: float | int):
+def _steps(
+    tracks: Tensor, visible: Tensor | None, still: float | int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of each track and step: unit displacement (m, t, 2), at rest (m, t), seen at both ends."""
     if visible is None:
         visible = torch.ones(tracks.shape[:2], dtype=torch.bool)
@@ -199,7 +224,9 @@ def _steps(tracks: Tensor, visible: Tensor | None, still: float | int):
     return unit, (seen & ~moving).double(), seen.double()
 
 
-def _pair(a, b, names=("edit", "source")) -> tuple[Tensor, Tensor]:
+def _pair(
+    a: Clip | Tensor, b: Clip | Tensor, names: tuple[str, str] = ("edit", "source")
+) -> tuple[Tensor, Tensor]:
     a, b = as_frames(a, names[0]), as_frames(b, names[1])
     if a.shape != b.shape:
         raise ValueError(
@@ -224,7 +251,7 @@ def _check_window(frames: Tensor) -> None:
         )
 
 
-def _check_3d(name: str, value, expected: str) -> None:
+def _check_3d(name: str, value: object, expected: str) -> None:
     if not isinstance(value, Tensor) or value.ndim != 3 or 0 in value.shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name} is {got}; expected {expected}")

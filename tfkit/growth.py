@@ -24,7 +24,7 @@ from tfkit.propagation import TokenFlow
 from tfkit.reading import open_video
 from tfkit.session import EditSession
 from tfkit.timing import Row, seconds
-from tfkit.video import Clip, resize, write_video
+from tfkit.video import Clip, resize, size_of, write_video
 
 CAPTION, PROMPT = "a striped orange fox on grass", "a fox at night"
 
@@ -58,13 +58,14 @@ def _step(model: LatentDiffusion, clip: Clip, way: TokenFlow, name: str) -> Row:
     return Row(f"an edit step, {name}", took, took / plain, "a plain pass over all frames")
 
 
-PLANS = (50, 0), (500, 0), (12, 3), (16, 2), (25, 1)  # steps, fixed-point refinements of each
+Plans = tuple[tuple[int, int], ...]
+PLANS: Plans = (50, 0), (500, 0), (12, 3), (16, 2), (25, 1)  # steps, fixed-point refinements each
 
 
-def passes(model: LatentDiffusion, frames: int = 4, plans=PLANS) -> Iterator[Row]:
+def passes(model: LatentDiffusion, frames: int = 4, plans: Plans = PLANS) -> Iterator[Row]:
     """What is left of a video after inversion and reconstruction, by passes of inverting."""
     clip = film(CAPTION, frames=frames)
-    coded = psnr(model.decode(model.encode(clip), size=tuple(clip.frames.shape[2:])), clip)
+    coded = psnr(model.decode(model.encode(clip), size=size_of(clip.frames)), clip)
     yield Row("PSNR of the VAE alone", coded, unit="dB")
     for steps, fixed_point in plans:
         source = invert(model, clip, CAPTION, steps=steps, fixed_point=fixed_point, progress=False)

@@ -98,7 +98,7 @@ def over_clips(
         mean, interval = sum(values) / len(values), None
         if len(values) > 1 and all(map(math.isfinite, values)):
             mean, *ends = bootstrap(values, resamples=resamples, level=level, seed=seed)
-            interval = tuple(ends)
+            interval = ends[0], ends[1]
         out[name] = Score(name, mean, scores[0].settings, interval, len(values))
     return out
 
@@ -134,7 +134,7 @@ class ScoreTable:
         values = {name: value for name, value in values.items() if not math.isnan(value)}
         if not better or len(values) < 2 or len(self.ways(column)) > 1:
             return set()
-        top = (max if better == "higher" else min)(values, key=values.get)
+        top = (max if better == "higher" else min)(values, key=values.__getitem__)
         rounded = self.rows[top][column]._rounded
         return {name for name, value in values.items() if rounded(value) == rounded(values[top])}
 

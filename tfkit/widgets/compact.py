@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from tfkit.tracks import Size, follow_flow, grid_of, token_centers
-from tfkit.video import as_frames, resize, to_uint8
+from tfkit.video import Clip, as_frames, resize, size_of, to_uint8
 
 LEAST = 8  # dimensions; with fewer, what is similar is mostly chance
 HIDDEN = 255  # in packed places; 0 to 254 go from the first to the last pixel
 
 
-def grids_of(features, f: int, size: Size) -> dict[str, Size]:
+def grids_of(features: object, f: int, size: Size) -> dict[str, Size]:
     """The grid of each layer; ValueError where features do not fit the frames or one another."""
     if not isinstance(features, Mapping) or not features:
         raise ValueError(
@@ -56,7 +56,7 @@ def width_for(features: Mapping, room: float) -> int:
     return width
 
 
-def count_bytes(value) -> int:
+def count_bytes(value: object) -> int:
     """The bytes of all bytes in nested lists and dicts."""
     if isinstance(value, (dict, list)):
         return sum(map(count_bytes, value.values() if isinstance(value, dict) else value))
@@ -91,7 +91,7 @@ def true_places(
     Forwards the flow is followed. Backwards it is inverted: of all pixels of the earlier frame, the
     one that arrives nearest, within a pixel. What was hidden once stays so, either way.
     """
-    size, f = tuple(flow.shape[-2:]), len(flow) + 1
+    size, f = size_of(flow), len(flow) + 1
     centers, pixels = token_centers(grid, size), token_centers(size, size)
     places = torch.full((f, len(centers), f, 2), math.nan)
     for i in range(f):
@@ -104,7 +104,9 @@ def true_places(
     return places
 
 
-def _origins(pixels, there, seen, centers, size: Size) -> Float32[Tensor, "n 2"]:
+def _origins(
+    pixels: Tensor, there: Tensor, seen: Tensor, centers: Tensor, size: Size
+) -> Float32[Tensor, "n 2"]:
     """Which of the pixels that are now ``there`` has come to each centre, (n, 2) or NaN."""
     h, w = size
     arrived = torch.full((h, w), -1)
@@ -140,7 +142,7 @@ def truth_grid(frames: int, size: Size, budget: float) -> Size:
     return max(1, int(rows)), max(1, int(rows * w / h))
 
 
-def pictures(frames, longest: int = 256) -> list[bytes]:
+def pictures(frames: Clip | Tensor, longest: int = 256) -> list[bytes]:
     """Frames as WebP files, made smaller where a side is above ``longest`` pixels."""
     frames = as_frames(frames)
     h, w = frames.shape[-2:]

@@ -66,7 +66,7 @@ def pack(clips: Sequence[Tensor], budget: float | int, *, longest: int = 768) ->
     h, w = clips[0].shape[-2:]
     fitting = min(1.0, longest / max(h, w))
     for shrink in SHRINK:
-        size = tuple(max(1, round(side * fitting * shrink)) for side in (h, w))
+        size = round(h * fitting * shrink) or 1, round(w * fitting * shrink) or 1
         if shrink < 1 and min(size) < LEAST:
             break
         small = [resize(clip, size) for clip in clips]

@@ -70,17 +70,17 @@ class Flipbook(widgets.VBox):
         self.key = tuple(choices[0] for choices in values)
 
     @traitlets.validate("key")
-    def _there(self, proposal) -> tuple:
+    def _there(self, proposal: traitlets.Bunch) -> tuple:
         key = tuple(proposal["value"])
         if key not in self._pages:
             raise traitlets.TraitError(f"key={key!r}: expected one of {list(self._pages)}")
         return key
 
-    def _moved(self, axis: int, change) -> None:
+    def _moved(self, axis: int, change: traitlets.Bunch) -> None:
         if self.key and self.key[axis] != change["new"]:
             self.key = (*self.key[:axis], change["new"], *self.key[axis + 1 :])
 
-    def _show(self, change=None) -> None:
+    def _show(self, change: traitlets.Bunch | None = None) -> None:
         """Sliders and picture follow the key."""
         for slider, value in zip(self._sliders, self.key, strict=True):
             slider.value = value
@@ -88,7 +88,7 @@ class Flipbook(widgets.VBox):
         named = zip(self._axes, self.key, strict=True)
         self._image.alt = ", ".join(f"{name} {value}" for name, value in named)
 
-    def _repr_mimebundle_(self, **options):
+    def _repr_mimebundle_(self, **options: Any) -> Any:
         """The widget, and for readers without a kernel the picture it shows."""
         still = _encoded(self._stills[self.key], self._size, 1)
         return with_picture(super()._repr_mimebundle_(**options), still)

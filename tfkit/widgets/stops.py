@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tfkit import overlays
 from tfkit.plots import Sheet, contact_sheet
+from tfkit.propagation import Carrying
 from tfkit.session import EditSession
 from tfkit.tracks import Size, token_centers
 from tfkit.widgets import compact
@@ -56,15 +57,16 @@ class Stop:
     def detail(self) -> dict:
         """Keyframes and weights; None where the propagation has none, or carries no tokens."""
         row = self.row
-        carries = row is not None and hasattr(self.session.plan.propagation, "neighbors")
+        carries = row is not None and isinstance(self.session.plan.propagation, Carrying)
         return {"keyframes": row, "weights": self.session.weights().tolist() if carries else None}
 
 
 class Stops:
     """Every stop by number: one for all branches and moments that it is the same for."""
 
-    def __init__(self):
-        self._numbers, self._stops = count(), {}
+    def __init__(self) -> None:
+        self._numbers = count()
+        self._stops: dict[int, Stop] = {}
         self._fields: dict[tuple, tuple] = {}  # by timestep, keyframes and layer
 
     def get(self, number: int) -> Stop | None:
@@ -170,7 +172,7 @@ class _Counted:
 
     edited = __call__
 
-    def read_source(self, frames: Tensor, attention) -> None:
+    def read_source(self, frames: Tensor, attention: object) -> None:
         self.count += not self.known
 
 
