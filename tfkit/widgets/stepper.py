@@ -6,10 +6,12 @@ each message of the page, so that a stop arrives between two of them: nothing is
 """
 
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from string import ascii_uppercase
+from typing import Any
 
 import anywidget
 import torch
@@ -22,6 +24,7 @@ from tfkit.checks import check_whole
 from tfkit.plots import Sheet
 from tfkit.session import EditSession
 from tfkit.tokens import layer_table
+from tfkit.video import size_of
 from tfkit.widgets import page
 from tfkit.widgets.kernel import interruptible, where_cells_run
 from tfkit.widgets.stops import Stops, describe, is_new, passes
@@ -55,18 +58,19 @@ class EditStepper(anywidget.AnyWidget):
     guidance = traitlets.Float().tag(sync=True)
     seed = traitlets.Int(None, allow_none=True).tag(sync=True)
     layer = traitlets.Unicode().tag(sync=True)
-    probe = traitlets.List().tag(sync=True)
+    probe: "traitlets.List[Any]" = traitlets.List().tag(sync=True)
     fields = traitlets.Bool(True).tag(sync=True)
     together = traitlets.Bool(False).tag(sync=True)
     playing = traitlets.Bool(False).tag(sync=True)
-    progress = traitlets.List(read_only=True).tag(sync=True)
+    progress: "traitlets.List[Any]" = traitlets.List(read_only=True).tag(sync=True)
     message = traitlets.Unicode(read_only=True).tag(sync=True)
     _data = traitlets.Dict().tag(sync=True)
     _state = traitlets.Dict().tag(sync=True)
 
     def __init__(self, session: EditSession):
         model, source = session.model, session.source
-        whole = tuple(side * model.factor for side in source.clean.shape[-2:])
+        h, w = size_of(source.clean)
+        whole = h * model.factor, w * model.factor
         self._sessions, self._seeds, self._stops = {"A": session}, {"A": None}, Stops()
         self._grids = {x.name: x.size for x in layer_table(model, whole)}
         self.size, sizes = source.size or whole, {n: h * w for n, (h, w) in self._grids.items()}
@@ -74,7 +78,7 @@ class EditStepper(anywidget.AnyWidget):
         finest = max(fits, key=lambda name: (sizes[name], list(sizes).index(name)))
         layers = [{"name": name, "grid": grid} for name, grid in self._grids.items()]
         data = {"size": self.size, "frames": len(source), "layers": layers}
-        self._following = threading.get_ident()
+        self._following: int | None = threading.get_ident()
         super().__init__(_data=data, layer=finest)
         self._follow("A")
         self.on_msg(self._asked)
@@ -122,15 +126,18 @@ class EditStepper(anywidget.AnyWidget):
                 session.back(count)
         return self
 
-    def change(self, **settings) -> "EditStepper":
+    def change(self, **settings: Any) -> "EditStepper":
         """As the session's own, but keyframes stay unless they are given or redrawn."""
         session, rows = self.session, self.session.keyframes
+        taken = len(rows) - len(session.timesteps) + session.position
+        coming = [row for row in rows[taken:] if row is not None]
         same = {k for k in SETTINGS if k in settings and settings[k] == getattr(session.plan, k)}
         settings = {k: value for k, value in settings.items() if k not in same}
         redrawn = settings.keys() & {"keyframes", "seed", "propagation"}
         with self._settling():
-            if settings and not redrawn and rows and rows[0] is not None:
-                session.change(keyframes=torch.stack(rows), **settings)
+            if settings and coming and not redrawn:  # of steps taken, the session keeps its own
+                whole = torch.stack([coming[0]] * taken + coming)
+                session.change(keyframes=whole, **settings)
             elif settings:
                 session.change(**settings)
                 self._seeds[self.active] = settings.get("seed")
@@ -167,12 +174,12 @@ class EditStepper(anywidget.AnyWidget):
     # Sessions and traits
 
     @traitlets.observe("active", "position", "seed", "playing", *SETTINGS)
-    def _set(self, change) -> None:
+    def _set(self, change: traitlets.Bunch) -> None:
         """A trait was set, from the page or from Python."""
         if self._following != threading.get_ident():
             where_cells_run(partial(self._go, change["name"], change["new"]))
 
-    def _go(self, name: str, value) -> None:
+    def _go(self, name: str, value: Any) -> None:
         """The session goes where a trait says, or the trait goes back."""
         with self._settling():
             if name == "position":
@@ -184,7 +191,7 @@ class EditStepper(anywidget.AnyWidget):
                 self.change(**{name: value})
 
     @contextmanager
-    def _settling(self):
+    def _settling(self) -> Iterator[None]:
         """However the block is left, nothing is under way and the traits are as the sessions."""
         try:
             yield
@@ -228,17 +235,17 @@ class EditStepper(anywidget.AnyWidget):
 
     # The page
 
-    def _asked(self, widget, content: dict, buffers) -> None:
+    def _asked(self, widget: object, content: dict[str, Any], buffers: object) -> None:
         """What the page asks for."""
         where_cells_run(partial(self._do, content))
 
     def _do(self, content: dict) -> None:
         """Does it; an error is said in ``message`` and stops the playing."""
-        act = {
+        act: dict[str, Callable] = {
             "step": self._step_from, "back": self.back, "change": self.change,
             "branch": self.branch, "drop": self.drop,
         }  # fmt: skip
-        look = {"picture": self._send_picture, "field": self._send_field}
+        look: dict[str, Callable] = {"picture": self._send_picture, "field": self._send_field}
         try:
             do = content["do"]
             with interruptible():
@@ -278,7 +285,7 @@ class EditStepper(anywidget.AnyWidget):
     # Values that are none
 
     @traitlets.validate("active", "layer")
-    def _there(self, proposal) -> str:
+    def _there(self, proposal: traitlets.Bunch) -> str:
         name, value = proposal["trait"].name, proposal["value"]
         known = list(self._sessions if name == "active" else self._grids)
         if value not in known:
@@ -286,14 +293,14 @@ class EditStepper(anywidget.AnyWidget):
         return value
 
     @traitlets.validate("position")
-    def _possible(self, proposal) -> int:
+    def _possible(self, proposal: traitlets.Bunch) -> int:
         value, steps = proposal["value"], len(self.session.timesteps)
         if not 0 <= value <= steps:
             raise traitlets.TraitError(f"position={value}: expected 0 to {steps} steps")
         return value
 
     @traitlets.validate("probe")
-    def _one_point(self, proposal) -> list:
+    def _one_point(self, proposal: traitlets.Bunch) -> list:
         point, (h, w), f = proposal["value"], self.size, self._data["frames"]
         good = len(point) == 3 and all(isinstance(value, (int, float)) for value in point)
         good = good and point[0] in range(f) and 0 <= point[1] < w and 0 <= point[2] < h
@@ -310,7 +317,7 @@ class EditStepper(anywidget.AnyWidget):
         """What is shown of each branch, its keyframes framed."""
         return self._stops.figure(self._sessions)
 
-    def _repr_mimebundle_(self, **options):
+    def _repr_mimebundle_(self, **options: Any) -> Any:
         """The widget, and for readers without a kernel what it shows now."""
         return with_picture(super()._repr_mimebundle_(**options), self.figure()._repr_png_())
 
