@@ -36,7 +36,7 @@ class VideoCompare(anywidget.AnyWidget):
     traitlets.TraitError for a trait's value that is not there.
     """
 
-    _esm = page.source("film.js", "compare.js")
+    _esm = page.source("page.js", "film.js", "compare.js")
     _css = page.source("compare.css")
     # no echo: of a frame that has already passed, it would set the page back
     frame = traitlets.Int(0, min=0).tag(sync=True, echo_update=False)

@@ -47,7 +47,7 @@ class PCAExplorer(anywidget.AnyWidget):
     that is none.
     """
 
-    _esm = page.source("tokens.js", "view.js", "components.js")
+    _esm = page.source("tokens.js", "page.js", "view.js", "components.js")
     _css = page.source("components.css")
     layer = traitlets.Unicode().tag(sync=True)
     timestep = traitlets.Int().tag(sync=True)

@@ -41,7 +41,7 @@ class CorrespondenceExplorer(anywidget.AnyWidget):
     that is not there.
     """
 
-    _esm = page.source("tokens.js", "explorer.js")
+    _esm = page.source("tokens.js", "page.js", "view.js", "explorer.js")
     _css = page.source("explorer.css")
     probe: "traitlets.List[Any]" = traitlets.List().tag(sync=True)
     layer = traitlets.Unicode().tag(sync=True)

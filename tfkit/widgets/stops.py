@@ -5,6 +5,7 @@ that were looked at; a few fields, three bytes for each token of each frame and 
 """
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -117,7 +118,7 @@ class Stops:
         close = torch.from_numpy(similarity[frame, :, place] / 127.5 - 1)
         return torch.cat([at, close.float()[:, None]], 1)
 
-    def figure(self, sessions: dict[str, EditSession]) -> Sheet:
+    def figure(self, sessions: Mapping[str, EditSession]) -> Sheet:
         """Where sessions are, a row each, keyframes framed."""
         rows = {}
         for name, session in sessions.items():

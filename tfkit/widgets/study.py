@@ -47,7 +47,7 @@ class PreferenceStudy(anywidget.AnyWidget):
     for pairs that do not fit, and for a file that is another study's.
     """
 
-    _esm = page.source("film.js", "study.js")
+    _esm = page.source("page.js", "film.js", "study.js")
     _css = page.source("study.css")
     trial = traitlets.Int(0, read_only=True).tag(sync=True)
     total = traitlets.Int(0, read_only=True).tag(sync=True)
