@@ -56,6 +56,7 @@ class Preflight:
 
     @property
     def fits(self) -> bool:
+        """Whether it needs no more memory than there is."""
         return self.memory <= self.available
 
     def __str__(self) -> str:

@@ -178,6 +178,13 @@ def write_gif(target: Path | BytesIO, frames: Iterable[np.ndarray], fps: float |
         out.mux(stream.encode(None))
 
 
+def encoded(pixels: np.ndarray, kind: str, **options: int | bool) -> bytes:
+    """The bytes of one picture as a file of a kind that Pillow knows: "PNG", "WEBP"."""
+    memory = BytesIO()
+    Image.fromarray(pixels).save(memory, kind, **options)
+    return memory.getvalue()
+
+
 def write_images(target: Path, frames: Iterable[np.ndarray]) -> None:
     """A folder of PNGs, 0000.png and so on."""
     target.mkdir()

@@ -20,6 +20,7 @@ INVERSION = {"fixed_point", "control", "batch"} & set(inspect.signature(invert).
 
 
 def check_names(what: str, given: Iterable[str], known: set[str]) -> None:
+    """Settings by names that are known."""
     unknown = sorted(set(given) - known)
     if unknown:
         raise ValueError(
@@ -29,6 +30,7 @@ def check_names(what: str, given: Iterable[str], known: set[str]) -> None:
 
 
 def named(what: str, given: object, name: str) -> dict[str, Any]:
+    """A mapping of one or more, its keys as text; ``name``: how errors call a key."""
     if not isinstance(given, Mapping) or not given:
         raise ValueError(f"{what}={given!r}: expected a mapping {{{name}: ...}} of one or more")
     return {str(key): value for key, value in given.items()}

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tfkit.video import Clip, as_frames
+from tfkit.checks import check_mask, check_pair
+from tfkit.video import Clip
 
 BLOCK = 2**22  # values held at a time: 32 MB in float64
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM
@@ -28,8 +29,8 @@ def background_psnr(
     Clip.mask) does not cover. A float. ValueError for shapes that do not fit and a mask that covers
     everything. (Background preservation as in PIE-Bench: Ju et al., Direct Inversion, ICLR 2024.)
     """
-    edit, source = _pair(edit, source)
-    _check_mask(edit, mask)
+    edit, source = check_pair("edit", edit, "source", source)
+    check_mask(edit, mask)
     total, count = 0.0, 0
     for x, y, covered in zip(edit, source, mask, strict=True):
         outside = (x.double() - y.double())[:, ~covered.to(x.device)]
@@ -72,7 +73,7 @@ def ssim(a: Clip | Tensor, b: Clip | Tensor, *, per_frame: bool = False) -> floa
 
     A float over all frames, or with `per_frame` a tensor (f,). (Wang et al., 2004, eq. 17.)
     """
-    a, b = _pair(a, b, ("a", "b"))
+    a, b = check_pair("a", a, "b", b)
     _check_window(a)
     values = torch.stack([ssim_map(x, y).mean() for x, y in zip(a, b, strict=True)])
     return values if per_frame else values.mean().item()
@@ -87,9 +88,9 @@ def background_ssim(
     goes over the windows of all frames. ValueError for shapes that do not fit, and where no window
     of 11 x 11 is background alone.
     """
-    edit, source = _pair(edit, source)
+    edit, source = check_pair("edit", edit, "source", source)
     _check_window(edit)
-    _check_mask(edit, mask)
+    check_mask(edit, mask)
     total, count = 0.0, 0
     for x, y, covered in zip(edit, source, mask, strict=True):
         touched = F.max_pool2d(covered[None].double(), _WINDOW, stride=1)[0] > 0
@@ -222,26 +223,6 @@ def _steps(
     moving = (length > still) & seen
     unit = torch.where(moving[..., None], way / length.clamp(min=1e-300)[..., None], 0.0)
     return unit, (seen & ~moving).double(), seen.double()
-
-
-def _pair(
-    a: Clip | Tensor, b: Clip | Tensor, names: tuple[str, str] = ("edit", "source")
-) -> tuple[Tensor, Tensor]:
-    a, b = as_frames(a, names[0]), as_frames(b, names[1])
-    if a.shape != b.shape:
-        raise ValueError(
-            f"{names[0]} is {tuple(a.shape)} but {names[1]} is {tuple(b.shape)}; expected one shape"
-        )
-    return a, b.to(a.device)
-
-
-def _check_mask(frames: Tensor, mask: Tensor) -> None:
-    if not isinstance(mask, Tensor) or mask.shape != frames[:, 0].shape or mask.dtype != torch.bool:
-        got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
-        raise ValueError(
-            f"mask is {got}; frames of {tuple(frames.shape)} need torch.bool "
-            f"{tuple(frames[:, 0].shape)}"
-        )
 
 
 def _check_window(frames: Tensor) -> None:

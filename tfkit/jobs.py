@@ -50,6 +50,7 @@ class Meter:
         return Meter, ()
 
     def tick(self) -> None:
+        """One more edit is done."""
         if self.bar is not None:
             self.bar.update()
 
@@ -166,6 +167,7 @@ class Bench:
         self.made: dict[Callable, tuple] = {}
 
     def result(self, prompt: str, how: Mapping | Callable) -> dict:
+        """What :func:`run` returns of one prompt by one method; an error is part of it."""
         try:
             record = self._record(prompt, how)
         except Exception as error:

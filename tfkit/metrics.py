@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tfkit.checks import check_mask, check_pair
 from tfkit.video import Clip, as_frames, to_uint8
 
 
@@ -32,9 +33,7 @@ def psnr(a: Clip | Tensor, b: Clip | Tensor, *, per_frame: bool = False) -> floa
 
     A float over all frames together, or with `per_frame` a tensor (f,) with one value a frame.
     """
-    a, b = as_frames(a, "a"), as_frames(b, "b")
-    if a.shape != b.shape:
-        raise ValueError(f"a is {tuple(a.shape)} but b is {tuple(b.shape)}; expected one shape")
+    a, b = check_pair("a", a, "b", b)
     errors = torch.stack(
         [(x.double() - y.double()).square().mean() for x, y in zip(a, b, strict=True)]
     )
@@ -165,11 +164,7 @@ def color_spread(frames: Clip | Tensor, mask: Bool[Tensor, "f h w"]) -> float:
     out; ValueError if all are.
     """
     frames = as_frames(frames)
-    if mask.shape != frames[:, 0].shape or mask.dtype != torch.bool:
-        raise ValueError(
-            f"mask is {mask.dtype} {tuple(mask.shape)}; frames of {tuple(frames.shape)} need "
-            f"torch.bool {tuple(frames[:, 0].shape)}"
-        )
+    check_mask(frames, mask)
     colors = [x[:, m].double().mean(1) for x, m in zip(frames, mask, strict=True) if m.any()]
     if not colors:
         raise ValueError(f"the mask covers nothing in any of the {len(frames)} frames")

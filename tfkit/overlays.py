@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.colors import hsv_to_rgb, to_rgb
 from torch import Tensor
 
+from tfkit.checks import check_pair
 from tfkit.tracks import grid_of
 from tfkit.video import Clip, as_frames, resize, to_uint8
 
@@ -94,9 +95,7 @@ def difference_colors(
 
     reach: the difference of lightness, in units of [0, 1], that has the full colour.
     """
-    a, b = as_frames(a, "a"), as_frames(b, "b")
-    if a.shape != b.shape:
-        raise ValueError(f"a is {tuple(a.shape)} but b is {tuple(b.shape)}; expected one shape")
+    a, b = check_pair("a", a, "b", b)
     weights = torch.tensor([0.2126, 0.7152, 0.0722]).to(a)
     difference = torch.einsum("fchw,c->fhw", a - b, weights)
     return map_colors(difference, -reach, reach, "RdBu_r")

@@ -51,10 +51,12 @@ class Score:
 
     @property
     def kind(self) -> Kind:
+        """How it is printed; under its own name where it is none of METRICS."""
         return METRICS.get(self.name, Kind(self.name))
 
     @property
     def measured_with(self) -> str:
+        """The settings in one line: what two numbers must share to be compared."""
         return ", ".join(f"{key}: {value}" for key, value in self.settings.items())
 
     def text(self) -> str:

@@ -45,6 +45,7 @@ class TokenReader:
 
     @property
     def name(self) -> str:
+        """Model, layer, kind and timestep: what its tokens must share to be compared."""
         kind = "" if self.kind == "output" else f" {self.kind}"
         return f"{self.model.name} {self.layer}{kind} at t = {self.timestep}"
 

@@ -3,17 +3,15 @@
 Memory: of one layer's tokens float32 once more; of true places the tracks of one frame's pixels.
 """
 
-import io
 import math
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float16, Float32, UInt8
-from PIL import Image
 from torch import Tensor
 
+from tfkit.codec import encoded
 from tfkit.tracks import Size, follow_flow, grid_of, token_centers
 from tfkit.video import Clip, as_frames, resize, size_of, to_uint8
 
@@ -148,13 +146,7 @@ def pictures(frames: Clip | Tensor, longest: int = 256) -> list[bytes]:
     h, w = frames.shape[-2:]
     shrink = min(1.0, longest / max(h, w))
     small = resize(frames.float(), (max(1, round(h * shrink)), max(1, round(w * shrink))))
-    return [_webp(pixels) for pixels in to_uint8(small)]
-
-
-def _webp(pixels: np.ndarray) -> bytes:
-    memory = io.BytesIO()
-    Image.fromarray(pixels).save(memory, "WEBP", quality=92)
-    return memory.getvalue()
+    return [encoded(pixels, "WEBP", quality=92) for pixels in to_uint8(small)]
 
 
 def _sides(size: Size) -> Tensor:

@@ -10,9 +10,7 @@ from functools import partial
 from typing import Any
 
 import ipywidgets as widgets
-import numpy as np
 import traitlets
-from PIL import Image
 from torch import Tensor
 
 from tfkit import codec
@@ -116,7 +114,7 @@ class CaptionComposer(widgets.VBox):
         clip = world.film(self.caption, frames=self._frames, seed=self.seed)
         pictures, film = [*to_uint8(resize(clip, ZOOM))], io.BytesIO()
         codec.write_gif(film, pictures, clip.fps)
-        self._film.value, self._still = film.getvalue(), _png(pictures[0])
+        self._film.value, self._still = film.getvalue(), codec.encoded(pictures[0], "PNG")
         self._film.alt = f"Film of {self.caption}"
 
     def generate(self) -> Tensor:
@@ -126,7 +124,8 @@ class CaptionComposer(widgets.VBox):
         self._button.disabled, self._message.value = True, "painting, some seconds ..."
         try:
             made = generate(self._model, self.caption, guidance=4, seed=self.seed, progress=False)
-            self._picture.value = _png(*to_uint8(resize(made, ZOOM)))
+            (pixels,) = to_uint8(resize(made, ZOOM))
+            self._picture.value = codec.encoded(pixels, "PNG")
             self._picture.layout.display = ""
             self._picture.alt = f"The model's picture of {self.caption}"
         finally:
@@ -150,9 +149,3 @@ class _unobserved:
 
     def __exit__(self, *error: object) -> None:
         self.start()
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    memory = io.BytesIO()
-    Image.fromarray(pixels).save(memory, "PNG")
-    return memory.getvalue()

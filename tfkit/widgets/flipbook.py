@@ -11,7 +11,6 @@ from typing import Any
 
 import ipywidgets as widgets
 import traitlets
-from PIL import Image
 from torch import Tensor
 
 from tfkit import codec
@@ -99,8 +98,7 @@ def _encoded(frames: Tensor, size: int, fps: float | int) -> bytes:
     zoom = max(1, round(size / min(frames.shape[-2:])))
     h, w = (side * zoom for side in frames.shape[-2:])
     pixels, memory = [*to_uint8(resize(frames.float(), (h, w)))], io.BytesIO()
-    if len(pixels) > 1:
-        codec.write_gif(memory, pixels, fps)
-    else:
-        Image.fromarray(pixels[0]).save(memory, "PNG")
+    if len(pixels) == 1:
+        return codec.encoded(pixels[0], "PNG")
+    codec.write_gif(memory, pixels, fps)
     return memory.getvalue()

@@ -71,6 +71,7 @@ class Stops:
         self._fields: dict[tuple, tuple] = {}  # by timestep, keyframes and layer
 
     def get(self, number: int) -> Stop | None:
+        """The stop of a number; None where it is forgotten, or never was."""
         return self._stops.get(number)
 
     def of(self, session: EditSession, position: int | None = None) -> Stop:
@@ -88,6 +89,7 @@ class Stops:
         return [self.of(session, i).number for i in range(len(session._latents))]
 
     def forget_all_but(self, numbers: set[int]) -> None:
+        """Lets go of the stops that no branch has on its path any more."""
         self._stops = {n: stop for n, stop in self._stops.items() if n in numbers}
 
     def field(self, stop: Stop, layer: str) -> Arrows:
