@@ -164,6 +164,12 @@ def test_the_console_script_exists():
     assert callable(getattr(importlib.import_module(module), function))
 
 
+def test_users_type_checkers_are_told_that_there_are_types():
+    assert "Typing :: Typed" in PROJECT["classifiers"]
+    assert (ROOT / "tfkit" / "py.typed").is_file()
+    assert git("check-ignore", "--no-index", "tfkit/py.typed").returncode == 1
+
+
 # --- The tree ---
 
 
