@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfil
 	--nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-browser bench lab lint format clean
+.PHONY: help setup demo test test-slow test-browser bench lab lint types format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -40,15 +40,19 @@ bench: setup ## Print how fast it is, as ratios within one run (minutes)
 lab: setup ## Open JupyterLab on the notebooks
 	$(VENV_PYTHON) -m jupyterlab --notebook-dir=notebooks $(ARGS)
 
-lint: setup ## Check style and formatting
+lint: setup ## Check style, formatting and types
 	$(VENV_PYTHON) -m ruff check
 	$(VENV_PYTHON) -m ruff format --check
+	$(VENV_PYTHON) -m mypy
+
+types: setup ## Check the package's types alone
+	$(VENV_PYTHON) -m mypy
 
 format: setup ## Mend style and formatting
 	$(VENV_PYTHON) -m ruff check --fix
 	$(VENV_PYTHON) -m ruff format
 
 clean: ## Remove caches and builds (for a new environment: rm -rf .venv)
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find tfkit tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) \
 		-prune -exec rm -rf {} +

@@ -1,13 +1,34 @@
 """Small made-up clips and what tests of video, metrics and plots share."""
 
+import functools
 import inspect
+from contextlib import contextmanager
 
+import jaxtyping
 import torch
 
 
+@contextmanager
+def annotations_unchecked():
+    """Without the checks of annotations that only pytest adds."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
+
+
 def bare(function):
-    """The function without the annotation checks that only pytest adds: it refuses by itself."""
-    return inspect.unwrap(function)
+    """The function as it is outside pytest: it and what it calls refuse by themselves."""
+    inner = inspect.unwrap(function)
+
+    @functools.wraps(inner)
+    def call(*args, **options):
+        with annotations_unchecked():
+            return inner(*args, **options)
+
+    return call
 
 
 def moving(f=6, h=32, w=48, dtype=torch.float32):

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import hygiene
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,20 +41,10 @@ def test_the_list_of_figures_names_each_with_its_notebook():
 
 def test_figures_are_small():
     sizes = {path.name: path.stat().st_size for path in FIGURES.iterdir()}
-    assert max(sizes.values()) < 1_500_000, sizes
+    assert max(sizes.values()) < hygiene.LIMITS["figures"], sizes
     assert sum(sizes.values()) < 12_000_000, sum(sizes.values())
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_has_the_shape_of_the_house(notebook):
-    book, code = json.loads(notebook.read_text()), cells(notebook)
-    assert notebook.stat().st_size < 1_000_000
-    assert len(code) <= 25
-    assert "except ImportError" in code[0] and "SEED" in code[0]
-    first = "".join(book["cells"][0]["source"])
-    assert first.startswith("# ") and "colab" in first and "**Question.**" in first
-    for cell in book["cells"]:
-        if cell["cell_type"] == "code":
-            assert cell["execution_count"], "".join(cell["source"])
-            assert all(output["output_type"] != "error" for output in cell["outputs"])
-    assert "widgets" not in book["metadata"]  # widget state is megabytes
+    assert not hygiene.complaints(notebook, ROOT)

@@ -121,13 +121,17 @@ def test_the_index_is_the_users_choice(name):
 
 
 def imported(folder):
-    """Other people's packages that the modules in a folder import, but for guarded imports."""
+    """Other people's packages that the modules in a folder import, whatever is there.
+
+    Left out are guarded imports, and those that only the type checker follows.
+    """
     for path in sorted(folder.rglob("*.py")):
         tree = ast.parse(path.read_text())
         guarded = {
             id(inner)
             for block in ast.walk(tree)
-            if isinstance(block, ast.Try) and block.handlers
+            if (isinstance(block, ast.Try) and block.handlers)
+            or (isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING")
             for statement in block.body
             for inner in ast.walk(statement)
         }
@@ -158,6 +162,12 @@ def test_what_is_imported_is_declared(folder, declared):
 def test_the_console_script_exists():
     module, _, function = PROJECT["scripts"]["tfkit"].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_users_type_checkers_are_told_that_there_are_types():
+    assert "Typing :: Typed" in PROJECT["classifiers"]
+    assert (ROOT / "tfkit" / "py.typed").is_file()
+    assert git("check-ignore", "--no-index", "tfkit/py.typed").returncode == 1
 
 
 # --- The tree ---
@@ -278,16 +288,28 @@ def steps(*target):
 
 @pytest.mark.parametrize(
     "target",
-    ["setup", "demo", "test", "test-slow", "test-browser", "bench", "lab", "lint", "format"],
+    [
+        "setup",
+        "demo",
+        "test",
+        "test-slow",
+        "test-browser",
+        "bench",
+        "lab",
+        "lint",
+        "types",
+        "format",
+    ],
 )
 def test_each_target_sets_up_first(target):
     assert steps(target)[0].endswith("setup_env.py")
 
 
 def test_make_test_lints_then_ends_with_the_one_pytest_run():
-    _, check, formatting, tests = steps("test")
+    _, check, formatting, types, tests = steps("test")
     assert check.endswith("ruff check")
     assert formatting.endswith("ruff format --check")
+    assert types.endswith("-m mypy")
     for option in ("-m pytest", "OMP_NUM_THREADS=1", "--nbval-current-env", '-m "not slow"'):
         assert option in tests
 

@@ -141,6 +141,18 @@ def test_another_prompt_keeps_the_keyframes(stepper, model, source):
     assert torch.equal(stepper.step(3).session.latents, want.step(3).latents)
 
 
+@pytest.mark.parametrize("other", [tfkit.PerFrame(), tfkit.TokenFlow(interval=1)])
+def test_another_prompt_after_another_propagation_keeps_what_that_one_drew(stepper, other):
+    stepper.step(2)
+    stepper.change(propagation=other)
+    before = stepper.session.keyframes
+    stepper.prompt = "a fox"
+    after = stepper.session.keyframes
+    assert stepper.session.plan.prompt == "a fox"
+    for old, new in zip(before, after, strict=True):
+        assert old is new is None or torch.equal(old, new)
+
+
 def test_keyframes_are_redrawn_by_the_trait_or_the_method(stepper):
     drawn = torch.stack(stepper.step().session.keyframes)
     stepper.seed = 7

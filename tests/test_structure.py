@@ -25,7 +25,7 @@ ORDER = [
     "plots", "charts", "demo", "timing", "growth", "full_size", "bench",
     "widgets.twin", "widgets.kernel", "widgets.composer", "widgets.compact", "widgets.page",
     "widgets.films", "widgets.compare", "widgets.study",
-    "widgets.explorer", "widgets.stops",
+    "widgets.explorer", "widgets.stops", "widgets.branches",
     "widgets.stepper", "widgets.components", "widgets.flipbook", "widgets",
     "__main__",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 import base64
 import re
 
+import numpy as np
 import pytest
 import torch
 from clips import bare, decibels, moving
@@ -96,6 +97,11 @@ def test_any_float_dtype_is_written_and_resized(tmp_path, dtype):
     back = read_video(write_video(tmp_path / "a", frames.requires_grad_()))
     assert back.frames.dtype == torch.float32 and decibels(back.frames, frames) > 45
     assert resize(frames, 16).dtype == dtype
+
+
+def test_a_rate_may_be_a_number_of_numpys(tmp_path, unchecked):
+    path = write_video(tmp_path / "a.mp4", torch.rand(2, 3, 32, 32), np.float32(12.5))
+    assert read_video(path).fps == 12.5
 
 
 def test_nothing_half_written_stays(tmp_path, monkeypatch):

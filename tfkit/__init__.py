@@ -1,5 +1,7 @@
 """tfkit: diffusion features of video, to look at, measure and edit with (TokenFlow, ICLR 2024)."""
 
+from typing import Any
+
 from tfkit import menagerie
 from tfkit.adapters import from_pipeline, load_embedding, load_lora
 from tfkit.advice import examine, preflight
@@ -32,7 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """`PreferenceStudy` is a widget: it is imported when it is asked for, and only then."""
     if name != "PreferenceStudy":
         raise AttributeError(f"module 'tfkit' has no attribute {name!r}")

@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 METHODS = ("pnp", "sdedit", "controlnet", "plain")
@@ -60,21 +60,24 @@ def run_edit(args: argparse.Namespace) -> None:
     """Reads, inverts, edits and writes one video."""
     import tfkit  # here, so that --help and mistyped options answer at once
     from tfkit import advice
+    from tfkit.methods import Method
+    from tfkit.propagation import Propagation
     from tfkit.video import check_output
 
     output = args.output or Path(f"{Path(args.video).stem}-edited.mp4")
     check_output(output)
-    method = {
+    methods: dict[str, Callable[[], Method]] = {
         "pnp": tfkit.PlugAndPlay,
         "sdedit": tfkit.SDEdit,
         "controlnet": lambda: tfkit.ControlNet(model=args.controlnet),
         "plain": tfkit.Plain,
-    }[args.method]()
-    propagation = {
+    }
+    propagations: dict[str, Callable[[], Propagation]] = {
         "tokenflow": lambda: tfkit.TokenFlow(args.interval),
         "joint": tfkit.ExtendedAttention,
         "per-frame": tfkit.PerFrame,
-    }[args.propagation]()
+    }
+    method, propagation = methods[args.method](), propagations[args.propagation]()
     start, progress = time.perf_counter(), not args.quiet
     model = tfkit.load(args.model, device=args.device)
     model.timesteps(args.steps)

@@ -9,6 +9,7 @@ import copy
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -22,7 +23,7 @@ from tfkit.loading import PICKLED, as_ddim, explained, listing, quietly
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
-def from_pipeline(pipeline, *, name: str = "") -> LatentDiffusion:
+def from_pipeline(pipeline: Any, *, name: str = "") -> LatentDiffusion:
     """The model of a StableDiffusionPipeline or its kin (XL, depth), adapters and all.
 
     Its parts are shared, not copied, and set to evaluation; its scheduler is left and a DDIM
@@ -113,7 +114,7 @@ def _copies(model: LatentDiffusion, part: str) -> dict:
     return {name: copy.deepcopy(getattr(model, name)) for name in names}
 
 
-def _merged(model: LatentDiffusion, pipeline, place: Path) -> LatentDiffusion:
+def _merged(model: LatentDiffusion, pipeline: Any, place: Path) -> LatentDiffusion:
     """What is in the pipeline, on the model's own schedule and with its own VAE."""
     name = f"{model.name} + {place.stem}"
     made = replace(from_pipeline(pipeline, name=name), vae=model.vae, scheduler=model.scheduler)
@@ -122,7 +123,7 @@ def _merged(model: LatentDiffusion, pipeline, place: Path) -> LatentDiffusion:
     return made
 
 
-def _pipeline(model: LatentDiffusion):
+def _pipeline(model: LatentDiffusion) -> Any:
     """A diffusers pipeline around the model's parts: its loaders are methods of one."""
     # Here, not above: beside a broken torchvision this import fails, and nothing else needs it.
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline

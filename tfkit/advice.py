@@ -23,7 +23,7 @@ from tfkit.propagation import Propagation, TokenFlow
 from tfkit.reading import VideoFile
 from tfkit.session import EditSession
 from tfkit.trajectory import CLEAN, Trajectory
-from tfkit.video import Clip, as_frames
+from tfkit.video import Clip, as_frames, size_of
 
 MIB = 2**20
 
@@ -56,6 +56,7 @@ class Preflight:
 
     @property
     def fits(self) -> bool:
+        """Whether it needs no more memory than there is."""
         return self.memory <= self.available
 
     def __str__(self) -> str:
@@ -95,9 +96,10 @@ def preflight(
     plan = Plan(prompt, negative_prompt, guidance, method, propagation)
     check_whole("batch", batch)
     inverted = isinstance(video, Trajectory)
-    if inverted:
+    if isinstance(video, Trajectory):
         steps, source_prompt = len(video.timesteps), video.prompt
-        shape = (len(video), 3, *(video.size or (n * model.factor for n in video.clean.shape[2:])))
+        h, w = video.size or (side * model.factor for side in size_of(video.clean))
+        shape: tuple[int, ...] = len(video), 3, h, w
     else:
         shape = tuple(video.frames.shape if isinstance(video, Clip) else video.shape)
     model.timesteps(steps)
@@ -105,7 +107,7 @@ def preflight(
     room = {"folder": folder or inverted, "pictures": not isinstance(video, VideoFile)}
     memory, free = cost.memory(batch, **room), available_memory(model.device)
     notes, quality = prompt_notes(model, prompt, source_prompt), None
-    if inverted and "control" not in video.conditions:
+    if isinstance(video, Trajectory) and "control" not in video.conditions:
         quality = reconstruction_psnr(model, video)
         notes += quality_notes(quality, steps)
     if memory > free:

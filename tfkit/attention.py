@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -21,12 +22,12 @@ Keys = tuple[Tensor, Tensor]  # keys and values in the edited branches: (b, f, n
 NONE = torch.arange(0)
 
 
-def project(attn: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def project(attn: Attention, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (b, n, d) of tokens (b, n, d)."""
     return attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)
 
 
-def attend(attn: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "b n d"]:
+def attend(attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "b n d"]:
     """Attention of q over k and v, heads and output projection included."""
     q, k, v = (rearrange(x, "b n (h e) -> b h n e", h=attn.heads) for x in (q, k, v))
     out = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n e -> b n (h e)")
@@ -36,7 +37,7 @@ def attend(attn: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "b
 
 
 def extended(
-    attn: nn.Module, tokens: Tensor, branches: int, source: bool
+    attn: Attention, tokens: Tensor, branches: int, source: bool
 ) -> Float[Tensor, "b n d"]:
     """Self-attention over all frames of a branch at once; the source's frames stay alone.
 
@@ -47,7 +48,7 @@ def extended(
 
 
 def extended_over(
-    attn: nn.Module,
+    attn: Attention,
     tokens: Tensor,
     branches: int,
     source: bool,
@@ -70,6 +71,7 @@ def extended_over(
         q, k, v = (rearrange(x[alone:], "(b f) n d -> b f n d", f=frames) for x in (q, k, v))
         keys = k, v
         seen = join_keys(beside, keys if own else None)
+        assert seen is not None, "own=False goes with keys beside"
         q, k, v = (rearrange(x, "b f n d -> b (f n) d") for x in (q, *seen))
         outs.append(rearrange(attend(attn, q, k, v), "b (f n) d -> (b f) n d", f=frames))
     return torch.cat(outs), keys
@@ -121,7 +123,7 @@ class JointAttention:
     branches: int
     source: bool
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
+    def __call__(self, attn: Attention, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         return extended(attn, hidden_states, self.branches, self.source)
 
 
@@ -139,7 +141,7 @@ class KeyframeAttention:
     context: Tensor = NONE
     kept: dict[nn.Module, Keys | None] = field(default_factory=dict)
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
+    def __call__(self, attn: Attention, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         beside = self.kept.get(attn)
         if not self.recall:
             beside = some_keys(beside, self.context)
@@ -158,7 +160,7 @@ class FirstAttention:
     branches: int
     source: bool
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
+    def __call__(self, attn: Attention, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         q, k, v = project(attn, hidden_states)
         frames = len(hidden_states) // self.branches
         first = torch.arange(self.branches, device=k.device).repeat_interleave(frames) * frames
@@ -191,15 +193,16 @@ class FlowAttention:
     fields: dict[nn.Module, Tensor] = field(default_factory=dict)  # by layer, see find_fields
     kept: dict[nn.Module, KeyTokens] = field(default_factory=dict)
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
+    def __call__(self, attn: Attention, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         if self.mode == "keyframes":
             return self._keyframes(attn, hidden_states)
         if self.mode == "source":
             return self._source(attn, hidden_states)
+        assert self.neighbors is not None, "of the pass, and set before it"
         out = carry(self.kept[attn].outputs[1:], self.fields[attn], self.neighbors)
         return rearrange(out, "b f n d -> (b f) n d")
 
-    def _keyframes(self, attn, tokens: Tensor) -> Tensor:
+    def _keyframes(self, attn: Attention, tokens: Tensor) -> Tensor:
         before = self.kept[attn].at(self.context) if len(self.context) else None
         beside = before.keys if before is not None else None
         out, keys = extended_over(attn, tokens, self.branches, source=True, beside=beside)
@@ -211,7 +214,8 @@ class FlowAttention:
         self.kept[attn] = own if before is None else before.then(own)
         return out
 
-    def _source(self, attn, tokens: Tensor) -> Tensor:
+    def _source(self, attn: Attention, tokens: Tensor) -> Tensor:
+        assert self.neighbors is not None, "of the pass, and set before it"
         key, alone = self.kept[attn], tokens
         if self.on == "output" or not self.live:
             alone = attend(attn, *project(attn, tokens))

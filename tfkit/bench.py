@@ -4,6 +4,8 @@
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -50,7 +52,7 @@ def features(model: LatentDiffusion) -> Iterator[Row]:
 def editing(model: LatentDiffusion, frames: int = 8, steps: int = 5) -> Iterator[Row]:
     """Inverting, rebuilding and editing, against plain passes over all frames."""
     clip = film("a striped orange fox on grass", frames=frames)
-    quiet = {"progress": False}
+    quiet: dict[str, Any] = {"progress": False}
     source = invert(model, clip, clip.caption, steps=steps, **quiet)
     x, text = source.noise, model.embed(clip.caption)
     passes = steps * seconds(lambda: model.predict_noise(x, 501, text))
@@ -64,9 +66,7 @@ def editing(model: LatentDiffusion, frames: int = 8, steps: int = 5) -> Iterator
     ways = (PerFrame(), ExtendedAttention(), TokenFlow(interval=4))
     for way in ways:
         name = f"edit: Plug-and-Play, {type(way).__name__}"
-        jobs[name] = lambda way=way: edit(
-            model, source, "a fox at night", propagation=way, progress=False
-        )
+        jobs[name] = partial(edit, model, source, "a fox at night", propagation=way, **quiet)
     for name, job in jobs.items():
         took = seconds(job)
         yield Row(name, took, took / passes, of)

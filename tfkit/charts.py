@@ -53,8 +53,8 @@ def curves(
         axes.minorticks_off()
     _quiet(axes, x, y)
     if len(lines) > 1:
-        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}  # hides no curve
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK, **beside)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8,
+                    labelcolor=INK)  # beside the axes, where it hides no curve  # fmt: skip
     return figure
 
 

@@ -1,7 +1,8 @@
 """What is asked of frames, latents and numbers before anything is computed with them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from numbers import Integral
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,29 @@ def check_frames(frames: Tensor | Clip) -> Float[Tensor, "f 3 h w"]:
     return frames
 
 
+def check_pair(
+    one: str, a: Tensor | Clip, other: str, b: Tensor | Clip
+) -> tuple[Float[Tensor, "f 3 h w"], Float[Tensor, "f 3 h w"]]:
+    """The frames of both, on one device; ValueError, by their names, unless they are of one shape.
+
+    Values outside [0, 1] are let through: a metric may be asked about them.
+    """
+    a, b = as_frames(a, one), as_frames(b, other)
+    if a.shape != b.shape:
+        raise ValueError(
+            f"{one} is {tuple(a.shape)} but {other} is {tuple(b.shape)}; expected one shape"
+        )
+    return a, b.to(a.device)
+
+
+def check_mask(frames: Tensor, mask: object) -> None:
+    """Raises ValueError unless ``mask`` is bool and (f, h, w), as the frames (f, 3, h, w) are."""
+    wanted = tuple(frames[:, 0].shape)
+    if not isinstance(mask, Tensor) or tuple(mask.shape) != wanted or mask.dtype != torch.bool:
+        got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
+        raise ValueError(f"mask is {got}; frames of {tuple(frames.shape)} need torch.bool {wanted}")
+
+
 def check_latents(latents: Tensor) -> None:
     """Raises ValueError unless ``latents`` are floats (f, 4, h, w), finite, one frame or more."""
     if not isinstance(latents, Tensor):
@@ -33,18 +57,18 @@ def check_latents(latents: Tensor) -> None:
         raise ValueError("latents hold NaN or infinity; expected finite values")
 
 
-def is_whole(value) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value counts something: an integer of Python's or numpy's, and no bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_whole(name: str, value, least: int = 1) -> None:
+def check_whole(name: str, value: object, least: int = 1) -> None:
     """Raises ValueError unless ``value`` is a whole number of at least ``least``."""
     if not is_whole(value) or value < least:
         raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
 
 
-def check_choice(name: str, value, known: Iterable) -> None:
+def check_choice(name: str, value: object, known: Collection[object]) -> None:
     """Raises ValueError unless ``value`` is among the ``known`` ones."""
     if value not in known:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")

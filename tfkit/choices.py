@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 FORMAT = "tfkit preferences 1"
 SIDES = ("left", "right")
@@ -77,7 +78,8 @@ def plan(
     rng.shuffle(swapped)
     trials = []
     for i, swap in zip(order, swapped, strict=True):
-        trials.append(Trial(i, *questions[i].methods[:: -1 if swap else 1]))
+        first, second = questions[i].methods
+        trials.append(Trial(i, second, first) if swap else Trial(i, first, second))
     again = rng.sample(trials[:-1] if repeats < len(trials) else trials, repeats)
     if again[:1] == trials[-1:]:  # not twice in a row
         again = again[1:] + again[:1]
@@ -162,14 +164,14 @@ def _flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _parsed(line: bytes):
+def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line)
     except ValueError:
         return None
 
 
-def _check_header(path: Path, header, mine: dict) -> None:
+def _check_header(path: Path, header: object, mine: dict) -> None:
     if not isinstance(header, dict) or header.get("study") != FORMAT:
         raise ValueError(
             f"{str(path)!r} does not begin as a file of answers ({FORMAT!r}); expected a new path "
@@ -192,7 +194,7 @@ def _check_header(path: Path, header, mine: dict) -> None:
         )
 
 
-def _answer(record, questions: Sequence[Question]) -> Answer | None:
+def _answer(record: Any, questions: Sequence[Question]) -> Answer | None:
     try:
         answer = Answer(**record)
         fits = 0 <= answer.question < len(questions) and answer.choice in SIDES

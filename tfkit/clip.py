@@ -105,7 +105,7 @@ class CLIP:
         return accuracy(images, self.embed_prompt(prompt), self.embed_prompt(source_prompt))
 
 
-def _check_prompt(prompt) -> None:
+def _check_prompt(prompt: object) -> None:
     if not isinstance(prompt, str):
         raise ValueError(f"prompt={prompt!r}: expected a string")
 

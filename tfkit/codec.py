@@ -8,11 +8,11 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from io import BytesIO
-from numbers import Real
 from pathlib import Path
 
 import av
@@ -26,13 +26,13 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 Lazy = tuple[Callable[[], np.ndarray], float]
 
 
-def read(path: Path) -> Iterator[Lazy]:
+def read(path: Path) -> Generator[Lazy, None, None]:
     """Yield (function giving the pixels, frames a second) for each frame; ValueError if damaged."""
     is_images = path.is_dir() or path.suffix.lower() in IMAGES
     return _read_images(path) if is_images else _read_movie(path)
 
 
-def _read_images(path: Path) -> Iterator[Lazy]:
+def _read_images(path: Path) -> Generator[Lazy, None, None]:
     paths = [path] if path.is_file() else [p for p in path.iterdir() if p.name[0] != "."]
     paths = sorted((p for p in paths if p.suffix.lower() in IMAGES), key=_natural)
     if not paths:
@@ -50,7 +50,7 @@ def _read_images(path: Path) -> Iterator[Lazy]:
                 f"{str(one)!r} is {pixels.shape[0]}x{pixels.shape[1]} but {paths[0].name!r} is "
                 f"{first[0]}x{first[1]}; all images of a folder must have one size"
             )
-        yield (lambda pixels=pixels: pixels), DEFAULT_FPS
+        yield partial(np.asarray, pixels), DEFAULT_FPS
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -67,7 +67,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGBA" if clear else "RGB"))
 
 
-def _read_movie(path: Path) -> Iterator[Lazy]:
+def _read_movie(path: Path) -> Generator[Lazy, None, None]:
     try:
         with av.open(str(path)) as container:
             # ffmpeg draws text files as a terminal would, which nobody means here
@@ -78,7 +78,7 @@ def _read_movie(path: Path) -> Iterator[Lazy]:
             fps = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
             aspect = stream.sample_aspect_ratio
             for frame in container.decode(stream):
-                yield (lambda frame=frame: _decoded(frame, aspect)), fps
+                yield partial(_decoded, frame, aspect), fps
     except av.error.FFmpegError as error:
         raise ValueError(
             f"{str(path)!r} cannot be decoded ({error.strerror}); "
@@ -119,12 +119,14 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_movie(target: Path | BytesIO, frames: Iterable, fps: Real, crf: int) -> None:
+def write_movie(
+    target: Path | BytesIO, frames: Iterable[np.ndarray], fps: float | int, crf: int
+) -> None:
     """H.264 in yuv420p (BT.709), which every browser plays; the same frames give the same bytes.
 
     4:2:0 needs even sides: an odd one gets its last row or column twice, so that nothing is lost.
     """
-    suffix = target.suffix.lower() if isinstance(target, Path) else None
+    suffix = target.suffix.lower() if isinstance(target, Path) else ""
     kind = {".mkv": "matroska", ".mov": "mov"}.get(suffix, "mp4")
     # the index moves to the front, so that a page plays at once; a buffer in memory cannot do that
     options = {"movflags": "+faststart"} if suffix and suffix != ".mkv" else {}
@@ -147,7 +149,7 @@ def write_movie(target: Path | BytesIO, frames: Iterable, fps: Real, crf: int) -
         out.mux(stream.encode(None))
 
 
-def write_gif(target: Path | BytesIO, frames: Iterable, fps: Real) -> None:
+def write_gif(target: Path | BytesIO, frames: Iterable[np.ndarray], fps: float | int) -> None:
     """A looping GIF, 256 colours for all frames; its clock ticks in hundredths of a second."""
     tick, graph, source = 1 / _rate(fps), av.filter.Graph(), None
     file = target if isinstance(target, BytesIO) else str(target)
@@ -172,16 +174,23 @@ def write_gif(target: Path | BytesIO, frames: Iterable, fps: Real) -> None:
             graph.push(frame)
         graph.push(None)
         for _ in range(i + 1):
-            out.mux(stream.encode(graph.pull()))
+            out.mux(stream.encode(graph.vpull()))
         out.mux(stream.encode(None))
 
 
-def write_images(target: Path, frames: Iterable) -> None:
+def encoded(pixels: np.ndarray, kind: str, **options: int | bool) -> bytes:
+    """The bytes of one picture as a file of a kind that Pillow knows: "PNG", "WEBP"."""
+    memory = BytesIO()
+    Image.fromarray(pixels).save(memory, kind, **options)
+    return memory.getvalue()
+
+
+def write_images(target: Path, frames: Iterable[np.ndarray]) -> None:
     """A folder of PNGs, 0000.png and so on."""
     target.mkdir()
     for i, pixels in enumerate(frames):
         Image.fromarray(pixels).save(target / f"{i:04d}.png")
 
 
-def _rate(fps: Real) -> Fraction:
+def _rate(fps: float | int) -> Fraction:
     return Fraction(fps).limit_denominator(1001)

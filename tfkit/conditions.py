@@ -25,8 +25,8 @@ def canny(frames: Tensor | Clip, *, low: int = 100, high: int = 200) -> Float[Te
     if low > high:
         raise ValueError(f"low={low}, high={high}: expected low to be at most high")
     images = (frames.detach().cpu().float() * 255).round().clamp(0, 255).byte()
-    images = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
-    edges = np.stack([cv2.Canny(image, low, high) for image in images])
+    pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+    edges = np.stack([cv2.Canny(image, low, high) for image in pixels])
     return torch.from_numpy(edges)[:, None].expand(-1, 3, -1, -1).to(frames) / 255
 
 

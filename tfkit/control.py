@@ -62,7 +62,7 @@ class ControlNet(Plain):
     noise: Literal["inverted", "fresh"] = "inverted"
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
         if not number or not math.isfinite(self.scale):
             raise ValueError(f"scale={self.scale!r}: expected a finite number; 1 is usual")
@@ -77,15 +77,16 @@ class ControlNet(Plain):
 
     def __repr__(self) -> str:
         seen = self.condition.frames if isinstance(self.condition, Clip) else self.condition
+        shown = str(seen)
         if isinstance(seen, Tensor):
-            seen = f"<{' x '.join(map(str, seen.shape))}, {digest(seen)}>"
+            shown = f"<{' x '.join(map(str, seen.shape))}, {digest(seen)}>"
         net = self.model if isinstance(self.model, str | Path) else type(self.model).__name__
         return (
-            f"ControlNet(condition={seen}, model={str(net)!r}, scale={self.scale}, "
+            f"ControlNet(condition={shown}, model={str(net)!r}, scale={self.scale}, "
             f"until={self.until}, noise={self.noise!r}, seed={self.seed})"
         )
 
-    def begin(self, model, source, t) -> Tensor:
+    def begin(self, model: LatentDiffusion, source: Trajectory, t: int | None) -> Tensor:
         if self.noise == "inverted" or t is None:
             return inverted(source, t)
         return fresh(source, self.seed).expand_as(source.clean).clone()

@@ -9,9 +9,11 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -24,19 +26,21 @@ from tfkit.passes import Plan
 class Live(TorchDispatchMode):
     """Counts the bytes of the tensors that are made inside it, those at once at the most."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.now, self.peak = 0, 0
         self._seen: set[int] = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._count(tensor.untyped_storage())
         return out
 
-    def _count(self, storage) -> None:
+    def _count(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key in self._seen:
             return
@@ -154,7 +158,7 @@ def cost_of(
     )  # fmt: skip
 
 
-def _attending(layer, tokens: Tensor) -> float:
+def _attending(layer: Attention, tokens: Tensor) -> float:
     """Seconds that one frame's attention to another one's tokens (n, d) takes in a layer."""
     n, d = tokens.shape[1:]
     q = torch.zeros(1, layer.heads, n, d // layer.heads, device=tokens.device, dtype=tokens.dtype)

@@ -8,6 +8,7 @@ import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from tfkit.menagerie import film
 from tfkit.methods import PlugAndPlay
 from tfkit.propagation import PerFrame, TokenFlow
 from tfkit.video import Clip, check_output, write_video
+
+T = TypeVar("T")
 
 CAPTION, PROMPT, SEED = "a plain orange fox on grass", "a fox at night", 2
 FRAMES, STEPS, GUIDANCE = 16, 20, 4.0
@@ -38,13 +41,14 @@ class Quickstart:
     def table(self) -> str:
         """Measured along the clip's exact flow: a plain-text table, one row a video."""
         clip, judge = self.clip, load_clip()
+        motion = clip.truth("flow"), clip.truth("visible")
         rows = [("", "warp error x1e-3", "colour spread x1e-2", "CLIP: prompt", "seconds")]
         for name, video in self.videos.items():
             rows.append(
                 (
                     name,
-                    f"{1e3 * metrics.warp_error(video, clip.flow, clip.visible):.2f}",
-                    f"{1e2 * metrics.color_spread(video, clip.mask):.2f}",
+                    f"{1e3 * metrics.warp_error(video, *motion):.2f}",
+                    f"{1e2 * metrics.color_spread(video, clip.truth('mask')):.2f}",
                     f"{judge.text_alignment(video, PROMPT):.3f}",
                     f"{self.seconds[name]:.1f}" if name in self.seconds else "",
                 )
@@ -61,7 +65,7 @@ def quickstart(*, frames: int = FRAMES, steps: int = STEPS, progress: bool = Tru
     """Films a clip of the menagerie, inverts it and edits it per frame and with TokenFlow."""
     seconds: dict[str, float] = {}
 
-    def timed(name: str, work: Callable, *args, **settings):
+    def timed(name: str, work: Callable[..., T], *args: Any, **settings: Any) -> T:
         start = time.perf_counter()
         result = work(model, *args, progress=progress, **settings)
         seconds[name] = time.perf_counter() - start

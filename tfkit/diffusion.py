@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from tfkit import hooks, prompts
 from tfkit.checks import check_frames, check_latents, check_whole, is_whole
 from tfkit.memory import fitting, is_out_of_memory
-from tfkit.video import Clip
+from tfkit.video import Clip, size_of
 
 HALF = (torch.float16, torch.bfloat16)
 LEAST_TILE = 32  # latents a side: smaller ones differ too much in colour
@@ -94,7 +94,8 @@ class LatentDiffusion:
         """
         frames = check_frames(frames)
         check_whole("batch", batch)
-        size = tuple(side * self.factor for side in self.grid(*frames.shape[-2:]))
+        h, w = self.grid(*frames.shape[-2:])
+        size = h * self.factor, w * self.factor
 
         def encoded(chunk: Tensor) -> Tensor:
             chunk = resize(chunk.to(self.device, self.vae.dtype), size)
@@ -121,9 +122,9 @@ class LatentDiffusion:
             frames = self.vae.decode(chunk).sample / 2 + 0.5
             if not torch.isfinite(frames).all():
                 raise NonFiniteError(_why("the VAE's decoder", self.vae.dtype))
-            return resize(frames, size or frames.shape[-2:]).clamp(0, 1)
+            return resize(frames, size or size_of(frames)).clamp(0, 1)
 
-        return self._coded(decoded, latents, latents.shape[-2:], batch).to(self.precision)
+        return self._coded(decoded, latents, size_of(latents), batch).to(self.precision)
 
     def _coded(
         self, code: Callable[[Tensor], Tensor], x: Tensor, grid: tuple[int, int], batch: int
@@ -309,7 +310,7 @@ def _why(where: str, dtype: torch.dtype) -> str:
     )
 
 
-def check_depth(model: LatentDiffusion, depth) -> None:
+def check_depth(model: LatentDiffusion, depth: Tensor | None) -> None:
     """Raises ValueError unless there is a depth exactly where the model reads one."""
     if model.takes_depth and depth is None:
         raise ValueError(

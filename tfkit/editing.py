@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tfkit.diffusion import LatentDiffusion
+from tfkit.keyframes import Indices
 from tfkit.methods import Method, PlugAndPlay
 from tfkit.propagation import Propagation, TokenFlow
 from tfkit.session import EditSession
@@ -41,7 +42,7 @@ def edit(
     guidance: float | int = 7.5,
     method: Method = PlugAndPlay(),
     propagation: Propagation = TokenFlow(),
-    keyframes=None,
+    keyframes: Indices | None = None,
     seed: int = 0,
     batch: int = 8,
     folder: str | Path | None = None,
@@ -65,6 +66,6 @@ def edit(
         propagation=propagation, keyframes=keyframes, seed=seed, batch=batch,
     )  # fmt: skip
     session.run(folder=folder, progress=progress)
-    rows = session.keyframes
-    drawn = None if not rows or rows[0] is None else torch.stack(rows)
+    rows = [row for row in session.keyframes if row is not None]  # of all steps, or of none
+    drawn = torch.stack(rows) if rows else None
     return Edit(session.latents, session.frames(), drawn, prompt)

@@ -20,6 +20,7 @@ INVERSION = {"fixed_point", "control", "batch"} & set(inspect.signature(invert).
 
 
 def check_names(what: str, given: Iterable[str], known: set[str]) -> None:
+    """Settings by names that are known."""
     unknown = sorted(set(given) - known)
     if unknown:
         raise ValueError(
@@ -28,13 +29,14 @@ def check_names(what: str, given: Iterable[str], known: set[str]) -> None:
         )
 
 
-def named(what: str, given, name: str) -> dict:
+def named(what: str, given: object, name: str) -> dict[str, Any]:
+    """A mapping of one or more, its keys as text; ``name``: how errors call a key."""
     if not isinstance(given, Mapping) or not given:
         raise ValueError(f"{what}={given!r}: expected a mapping {{{name}: ...}} of one or more")
     return {str(key): value for key, value in given.items()}
 
 
-def method_settings(name: str, how) -> dict[str, Any] | Callable:
+def method_settings(name: str, how: object) -> dict[str, Any] | Callable:
     """What :func:`tfkit.edit` is given, or a function in its place."""
     if isinstance(how, Mapping):
         check_names(f"method {name!r}", how, _EDIT)
@@ -50,7 +52,9 @@ def method_settings(name: str, how) -> dict[str, Any] | Callable:
     return {"method": how} if isinstance(how, Method) else how
 
 
-def metric_names(metrics) -> tuple[tuple[str, ...], dict[str, Callable]]:
+def metric_names(
+    metrics: Iterable[str | Callable] | Callable | None,
+) -> tuple[tuple[str, ...], dict[str, Callable]]:
     """The names of tfkit's own metrics, in their order, and the user's functions by name."""
     if metrics is None:
         return tuple(METRICS), {}
@@ -71,17 +75,15 @@ def metric_names(metrics) -> tuple[tuple[str, ...], dict[str, Callable]]:
     return tuple(name for name in METRICS if name in names), own
 
 
-def named_clips(clips) -> list[tuple[str, Task | Clip, tuple[Change, ...]]]:
+def named_clips(clips: Iterable | Task) -> list[tuple[str, Task | Clip, tuple[Change, ...]]]:
     """(name, clip, what is asked of it), each name once."""
-    pairs = clips.items() if isinstance(clips, Mapping) else None
-    if pairs is None:
-        pairs = ((None, one) for one in ([clips] if isinstance(clips, Task) else clips))
+    several = [clips] if isinstance(clips, Task) else clips
+    pairs: Iterable[tuple[Any, Any]] = (
+        several.items() if isinstance(several, Mapping) else ((None, one) for one in several)
+    )
     out: dict[str, tuple] = {}
     for i, (name, one) in enumerate(pairs):
-        if isinstance(one, Task):
-            clip, changes = one, one.changes
-        else:
-            clip, changes = _pair(i, one)
+        clip, changes = (one, one.changes) if isinstance(one, Task) else _pair(i, one)
         name = name or clip.caption or f"clip {i + 1}"
         same = sum(other == name or other.startswith(f"{name} (") for other in out)
         out[f"{name} ({same + 1})" if same else name] = clip, changes
@@ -90,7 +92,7 @@ def named_clips(clips) -> list[tuple[str, Task | Clip, tuple[Change, ...]]]:
     return [(name, *rest) for name, rest in out.items()]
 
 
-def _pair(i: int, given) -> tuple[Clip, tuple[Change, ...]]:
+def _pair(i: int, given: object) -> tuple[Clip, tuple[Change, ...]]:
     if not isinstance(given, tuple | list) or len(given) != 2 or not isinstance(given[0], Clip):
         raise ValueError(
             f"clips: number {i + 1} is a {type(given).__name__}; expected a task of "

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
@@ -27,6 +27,9 @@ from tfkit.menagerie.tasks import Task
 from tfkit.records import open_folder
 from tfkit.scores import Score, ScoreTable, over_clips
 from tfkit.scoring import FLOWS
+
+if TYPE_CHECKING:
+    import pandas
 
 COLUMNS = [
     "method", "clip", "prompt", "change", "metric", "value", "measured_with", "seconds", "error",
@@ -127,7 +130,7 @@ def evaluate(
 
 
 def summary(
-    table: "pandas.DataFrame", by: str | Sequence[str] = "method", **settings
+    table: "pandas.DataFrame", by: str | Sequence[str] = "method", **settings: Any
 ) -> ScoreTable:
     """Means of a table of :func:`evaluate` with bootstrap intervals, a row for each method.
 
@@ -166,7 +169,7 @@ def summary(
 
 
 def difference(
-    table: "pandas.DataFrame", metric: str, first: str, second: str, **settings
+    table: "pandas.DataFrame", metric: str, first: str, second: str, **settings: Any
 ) -> Interval:
     """How much higher a metric is with one method than with another, over the clips of both.
 

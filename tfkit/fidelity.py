@@ -6,27 +6,31 @@ pairs of tracks in blocks of ``BLOCK`` values.
 """
 
 import math
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tfkit.video import Clip, as_frames
+from tfkit.checks import check_mask, check_pair
+from tfkit.video import Clip
 
 BLOCK = 2**22  # values held at a time: 32 MB in float64
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM
 
 
-def background_psnr(edit: Clip | Tensor, source: Clip | Tensor, mask: Bool[Tensor, "f h w"]):
+def background_psnr(
+    edit: Clip | Tensor, source: Clip | Tensor, mask: Bool[Tensor, "f h w"]
+) -> float:
     """PSNR in dB outside the mask: -10 log10 of the mean squared difference; inf where equal.
 
     The mean goes over the channels and the pixels of all frames that the mask (the foreground, as
     Clip.mask) does not cover. A float. ValueError for shapes that do not fit and a mask that covers
     everything. (Background preservation as in PIE-Bench: Ju et al., Direct Inversion, ICLR 2024.)
     """
-    edit, source = _pair(edit, source)
-    _check_mask(edit, mask)
+    edit, source = check_pair("edit", edit, "source", source)
+    check_mask(edit, mask)
     total, count = 0.0, 0
     for x, y, covered in zip(edit, source, mask, strict=True):
         outside = (x.double() - y.double())[:, ~covered.to(x.device)]
@@ -56,27 +60,37 @@ def ssim_map(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"]) -> Float[Tens
     return (top / ((squares + c1) * (aa + bb - squares + c2))).mean(0)
 
 
-def ssim(a: Clip | Tensor, b: Clip | Tensor, *, per_frame: bool = False):
+@overload
+def ssim(a: Clip | Tensor, b: Clip | Tensor, *, per_frame: Literal[False] = False) -> float: ...
+
+
+@overload
+def ssim(a: Clip | Tensor, b: Clip | Tensor, *, per_frame: Literal[True]) -> Tensor: ...
+
+
+def ssim(a: Clip | Tensor, b: Clip | Tensor, *, per_frame: bool = False) -> float | Tensor:
     """Mean structural similarity of frames of one size, 1 where equal (see :func:`ssim_map`).
 
     A float over all frames, or with `per_frame` a tensor (f,). (Wang et al., 2004, eq. 17.)
     """
-    a, b = _pair(a, b, ("a", "b"))
+    a, b = check_pair("a", a, "b", b)
     _check_window(a)
     values = torch.stack([ssim_map(x, y).mean() for x, y in zip(a, b, strict=True)])
     return values if per_frame else values.mean().item()
 
 
-def background_ssim(edit: Clip | Tensor, source: Clip | Tensor, mask: Bool[Tensor, "f h w"]):
+def background_ssim(
+    edit: Clip | Tensor, source: Clip | Tensor, mask: Bool[Tensor, "f h w"]
+) -> float:
     """Mean structural similarity of the windows that lie wholly outside the mask, a float.
 
     Windows that touch the foreground are left out: in them the edit itself would count. The mean
     goes over the windows of all frames. ValueError for shapes that do not fit, and where no window
     of 11 x 11 is background alone.
     """
-    edit, source = _pair(edit, source)
+    edit, source = check_pair("edit", edit, "source", source)
     _check_window(edit)
-    _check_mask(edit, mask)
+    check_mask(edit, mask)
     total, count = 0.0, 0
     for x, y, covered in zip(edit, source, mask, strict=True):
         touched = F.max_pool2d(covered[None].double(), _WINDOW, stride=1)[0] > 0
@@ -90,9 +104,19 @@ def background_ssim(edit: Clip | Tensor, source: Clip | Tensor, mask: Bool[Tenso
     return total / count
 
 
+@overload
+def structure_distance(
+    edit: Tensor, source: Tensor, *, per_frame: Literal[False] = False
+) -> float: ...
+
+
+@overload
+def structure_distance(edit: Tensor, source: Tensor, *, per_frame: Literal[True]) -> Tensor: ...
+
+
 def structure_distance(
     edit: Float[Tensor, "f n d"], source: Float[Tensor, "f n e"], *, per_frame: bool = False
-):
+) -> float | Tensor:
     """How much the layout changed: mean squared difference of the tokens' self-similarities.
 
     S[p, q] = cos(token p, token q) within a frame; |S_edit - S_source|_F^2 / n^2, the mean over the
@@ -182,7 +206,9 @@ def _mean_of(values: Tensor) -> float:
     return values.mean().item()
 
 
-def _steps(tracks: Tensor, visible: Tensor | None, still: float | int):
+def _steps(
+    tracks: Tensor, visible: Tensor | None, still: float | int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of each track and step: unit displacement (m, t, 2), at rest (m, t), seen at both ends."""
     if visible is None:
         visible = torch.ones(tracks.shape[:2], dtype=torch.bool)
@@ -199,24 +225,6 @@ def _steps(tracks: Tensor, visible: Tensor | None, still: float | int):
     return unit, (seen & ~moving).double(), seen.double()
 
 
-def _pair(a, b, names=("edit", "source")) -> tuple[Tensor, Tensor]:
-    a, b = as_frames(a, names[0]), as_frames(b, names[1])
-    if a.shape != b.shape:
-        raise ValueError(
-            f"{names[0]} is {tuple(a.shape)} but {names[1]} is {tuple(b.shape)}; expected one shape"
-        )
-    return a, b.to(a.device)
-
-
-def _check_mask(frames: Tensor, mask: Tensor) -> None:
-    if not isinstance(mask, Tensor) or mask.shape != frames[:, 0].shape or mask.dtype != torch.bool:
-        got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
-        raise ValueError(
-            f"mask is {got}; frames of {tuple(frames.shape)} need torch.bool "
-            f"{tuple(frames[:, 0].shape)}"
-        )
-
-
 def _check_window(frames: Tensor) -> None:
     if min(frames.shape[-2:]) < _WINDOW:
         raise ValueError(
@@ -224,7 +232,7 @@ def _check_window(frames: Tensor) -> None:
         )
 
 
-def _check_3d(name: str, value, expected: str) -> None:
+def _check_3d(name: str, value: object, expected: str) -> None:
     if not isinstance(value, Tensor) or value.ndim != 3 or 0 in value.shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name} is {got}; expected {expected}")

@@ -52,7 +52,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 def as_bytes(values: Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU, whatever its dtype; nothing is copied."""
     row = values.as_strided((values.numel(),), (1,))
-    return memoryview(row.view(torch.uint8).numpy())
+    return row.view(torch.uint8).numpy().data
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -27,6 +27,7 @@ from tfkit.menagerie import film
 from tfkit.propagation import TokenFlow
 from tfkit.session import EditSession
 from tfkit.timing import Row
+from tfkit.trajectory import Trajectory
 from tfkit.video import resize
 
 CAPTION, PROMPT = "a striped orange fox on grass", "a fox at night"
@@ -124,34 +125,31 @@ def video_to_video(
     model = random_model(shape, device, dtype)
     clip = resize(film(CAPTION, frames=frames), side)
     x, text = model.encode(clip, batch=batch), model.embed(CAPTION)
-    quiet = {"batch": batch, "progress": False}
+    found: list[Trajectory] = []
 
     def plain() -> None:
         for _ in range(steps):
             for some in x.split(batch):
                 model.predict_noise(some, 501, text)
 
+    def inverted() -> None:
+        found.append(invert(model, clip, CAPTION, steps=steps, batch=batch, progress=False))
+
     def edited() -> None:
-        session = EditSession(model, source, PROMPT, propagation=TokenFlow(interval=8), batch=batch)
+        way = TokenFlow(interval=8)
+        session = EditSession(model, found[0], PROMPT, propagation=way, batch=batch)
         session.run(progress=False).frames()
 
     model.predict_noise(x[:batch], 501, text)  # the first pass chooses its kernels
     what = f"{shape.name}, {frames} frames of {side}, {steps} steps"
-    passes, peak = _taken(plain, device)
+    passes, _ = _taken(plain, device)
     yield Row(f"{what}: plain passes", passes)
-    of = "the plain passes"
-    source = None
-
-    def inverted() -> None:
-        nonlocal source
-        source = invert(model, clip, CAPTION, steps=steps, **quiet)
-
     jobs: dict[str, Callable[[], None]] = {
         "inversion": inverted, "first edit, decoded": edited, "a further edit, decoded": edited,
     }  # fmt: skip
     for name, job in jobs.items():
         took, peak = _taken(job, device)
-        yield Row(f"{what}: {name}", took, took / passes, of)
+        yield Row(f"{what}: {name}", took, took / passes, "the plain passes")
         if peak:
             yield Row(f"{what}: {name}, peak", peak / GIB, unit="GiB")
 

@@ -7,8 +7,9 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from tfkit.propagation import TokenFlow
 from tfkit.reading import open_video
 from tfkit.session import EditSession
 from tfkit.timing import Row, seconds
-from tfkit.video import Clip, resize, write_video
+from tfkit.video import Clip, resize, size_of, write_video
 
 CAPTION, PROMPT = "a striped orange fox on grass", "a fox at night"
 
@@ -59,13 +60,14 @@ def _step(model: LatentDiffusion, clip: Clip, way: TokenFlow, name: str) -> Row:
     return Row(f"an edit step, {name}", took, took / plain, "a plain pass over all frames")
 
 
-PLANS = (50, 0), (500, 0), (12, 3), (16, 2), (25, 1)  # steps, fixed-point refinements of each
+Plans = tuple[tuple[int, int], ...]
+PLANS: Plans = (50, 0), (500, 0), (12, 3), (16, 2), (25, 1)  # steps, fixed-point refinements each
 
 
-def passes(model: LatentDiffusion, frames: int = 4, plans=PLANS) -> Iterator[Row]:
+def passes(model: LatentDiffusion, frames: int = 4, plans: Plans = PLANS) -> Iterator[Row]:
     """What is left of a video after inversion and reconstruction, by passes of inverting."""
     clip = film(CAPTION, frames=frames)
-    coded = psnr(model.decode(model.encode(clip), size=tuple(clip.frames.shape[2:])), clip)
+    coded = psnr(model.decode(model.encode(clip), size=size_of(clip.frames)), clip)
     yield Row("PSNR of the VAE alone", coded, unit="dB")
     for steps, fixed_point in plans:
         source = invert(model, clip, CAPTION, steps=steps, fixed_point=fixed_point, progress=False)
@@ -75,18 +77,24 @@ def passes(model: LatentDiffusion, frames: int = 4, plans=PLANS) -> Iterator[Row
         yield Row(name, back, unit="dB")
 
 
-def meeting(model: LatentDiffusion, frames: int = 56, steps: int = 4, window: int = 12):
+def meeting(
+    model: LatentDiffusion, frames: int = 56, steps: int = 4, window: int = 12
+) -> Iterator[Row]:
     """A long edit, whose keyframes go in blocks: colours along the motion where blocks meet."""
     clip = film(CAPTION, frames=frames)
     source = invert(model, clip, clip.caption, steps=steps, progress=False)
-    for window_or_all in (window, None):
-        way = TokenFlow(4, keyframes="fixed", window=window_or_all)
-        session = EditSession(model, source, PROMPT, propagation=way).run(progress=False)
-        errors = warp_error(session.frames(), clip.flow, clip.visible, per_pair=True)
-        at = seams(session.keyframes[0], frames, window)
+    way = TokenFlow(4, keyframes="fixed", window=window)
+    at = seams(way.draw(frames, 1, 0)[0], frames, window)
+    for name, chosen in (
+        (f"{window} keyframes", way),
+        ("all keyframes", replace(way, window=None)),
+    ):
+        session = EditSession(model, source, PROMPT, propagation=chosen).run(progress=False)
+        errors = warp_error(
+            session.frames(), clip.truth("flow"), clip.truth("visible"), per_pair=True
+        )
         there, elsewhere = errors[at].nanmean().item(), errors[~at].nanmean().item()
-        seen = "all keyframes seen" if window_or_all is None else f"{window} keyframes seen"
-        yield Row(f"warp error where blocks meet, {seen}", 1e3 * there, there / elsewhere,
+        yield Row(f"warp error where blocks meet, {name} seen", 1e3 * there, there / elsewhere,
                   "elsewhere", "e-3")  # fmt: skip
 
 

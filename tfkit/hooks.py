@@ -9,12 +9,16 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from typing import Any, Generic, TypeVar
 
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+T = TypeVar("T")
 
-def self_attention(unet: nn.Module) -> dict[str, nn.Module]:
+
+def self_attention(unet: nn.Module) -> dict[str, Attention]:
     """The self-attention modules (attn1) of a UNet by name, in the order data meets them."""
     found = [(n, m) for n, m in unet.named_modules() if n.endswith("attn1")]
     return dict(sorted(found, key=lambda pair: _place(pair[0])))
@@ -57,7 +61,7 @@ def match(unet: nn.Module, patterns: str | Iterable[str], group: str = "attn1") 
     return chosen
 
 
-class _Scope(AbstractContextManager):
+class _Scope(AbstractContextManager[T], Generic[T]):
     """Does something to a model on the way in and undoes it on the way out.
 
     A class, not a generator: Ctrl-C between a generator's ``yield`` and the block it guards would
@@ -65,10 +69,10 @@ class _Scope(AbstractContextManager):
     half of ``do``.
     """
 
-    def __init__(self, do: Callable[[], None], undo: Callable[[], None], value=None):
+    def __init__(self, do: Callable[[], None], undo: Callable[[], None], value: T):
         self.do, self.undo, self.value = do, undo, value
 
-    def __enter__(self):
+    def __enter__(self) -> T:
         try:
             self.do()
         except BaseException:
@@ -76,7 +80,7 @@ class _Scope(AbstractContextManager):
             raise
         return self.value
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
             self.undo()
         except BaseException:
@@ -96,10 +100,10 @@ def processor(unet: nn.Module, new: Callable) -> AbstractContextManager[None]:
         for module, old in before:
             module.set_processor(old)
 
-    return _Scope(do, undo)
+    return _Scope(do, undo, None)
 
 
-def _forward_hooks(pairs: Iterable[tuple[nn.Module, Callable]], value=None) -> _Scope:
+def _forward_hooks(pairs: Iterable[tuple[nn.Module, Callable]], value: T) -> _Scope[T]:
     """Hooks for the time of a block. They are found again by themselves, not by the handle that
     registering returns: an interrupt just there would lose it."""
     pairs = list(pairs)
@@ -122,7 +126,7 @@ def record(
     """Collects the outputs (or first inputs) of the modules named, as passes go through them."""
     seen: dict[str, Tensor] = {}
 
-    def keep(name):
+    def keep(name: str) -> Callable:
         return lambda module, args, output: seen.__setitem__(name, args[0] if inputs else output)
 
     return _forward_hooks([(unet.get_submodule(name), keep(name)) for name in names], seen)
@@ -143,10 +147,10 @@ def rewrite(
             "Diffusion's topology (four up blocks of three layers). Use tfkit.Plain() instead."
         )
 
-    def hook(change):
+    def hook(change: Callable[[Tensor], Tensor]) -> Callable:
         return lambda module, args, output: change(output)
 
-    return _forward_hooks([(modules[name], hook(change)) for name, change in changes.items()])
+    return _forward_hooks([(modules[name], hook(change)) for name, change in changes.items()], None)
 
 
 def add_residuals(
@@ -157,7 +161,7 @@ def add_residuals(
     down: one for each skip connection of the encoder; mid: for what leaves the middle block.
     """
 
-    def hook(module, args, kwargs):
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         down, mid = residuals(*args, **kwargs)
         added = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         return args, kwargs | added
@@ -170,7 +174,7 @@ def add_residuals(
             unet._forward_pre_hooks_with_kwargs.pop(key, None)  # first, or its key would be lost
             unet._forward_pre_hooks.pop(key, None)
 
-    return _Scope(do, undo)
+    return _Scope(do, undo, None)
 
 
 def tiles(vae: nn.Module, side: int, factor: int) -> AbstractContextManager[None]:
@@ -190,7 +194,7 @@ def tiles(vae: nn.Module, side: int, factor: int) -> AbstractContextManager[None
         for name, value in values.items():
             setattr(vae, name, value)
 
-    return _Scope(lambda: put(new), lambda: put(before))
+    return _Scope(lambda: put(new), lambda: put(before), None)
 
 
 def first_nonfinite(model: nn.Module) -> AbstractContextManager[list[str]]:
@@ -200,8 +204,8 @@ def first_nonfinite(model: nn.Module) -> AbstractContextManager[list[str]]:
     """
     found: list[str] = []
 
-    def check(name):
-        def hook(module, args, output):
+    def check(name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
             output = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
             if isinstance(output, Tensor) and not torch.isfinite(output).all():
                 found.append(name)

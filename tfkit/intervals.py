@@ -50,7 +50,7 @@ def bootstrap(
     return Interval(mean, *ends)
 
 
-def _bca(values, resamples: int, level: float, seed: int) -> tuple[float, float] | None:
+def _bca(values: np.ndarray, resamples: int, level: float, seed: int) -> tuple[float, float] | None:
     try:
         from scipy.stats import DegenerateDataWarning  # scipy comes with scikit-learn
         from scipy.stats import bootstrap as resampled
@@ -66,7 +66,9 @@ def _bca(values, resamples: int, level: float, seed: int) -> tuple[float, float]
     return ends if all(map(math.isfinite, ends)) else None
 
 
-def _percentiles(values, resamples: int, level: float, seed: int) -> tuple[float, float]:
+def _percentiles(
+    values: np.ndarray, resamples: int, level: float, seed: int
+) -> tuple[float, float]:
     rng, means = np.random.default_rng(seed), []
     for start in range(0, resamples, _BATCH):
         shape = (min(_BATCH, resamples - start), len(values))

@@ -7,7 +7,8 @@ Memory: the latents of every level (in a folder: of two), and one batch of activ
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,9 @@ from tfkit.progress import stepping
 from tfkit.reading import VideoFile
 from tfkit.source_cache import SourceCache
 from tfkit.trajectory import CLEAN, Folder, Origin, Trajectory, claim, digest, write_conditions
-from tfkit.video import Clip
+from tfkit.video import Clip, size_of
+
+Predict = Callable[[int, Tensor, Tensor], Tensor]  # (t, latents, frames) -> noise
 
 
 def ddim_step(x: Tensor, noise: Tensor, a_from: Tensor, a_to: Tensor) -> Tensor:
@@ -77,7 +80,7 @@ def invert(
         levels: dict[int, Tensor] | Folder = {}
         if folder is not None:
             under = [f"{name} {digest(value)}" for name, value in conditions.items()]
-            if controlled is not None:
+            if control is not None and controlled is not None:
                 under.append(f"{controlled.fingerprint()} {control.scale} {control.until}")
             origin = Origin(
                 digest(_chunks(given, batch)), tuple(given.shape), model.fingerprint(),
@@ -91,30 +94,31 @@ def invert(
         if CLEAN not in levels:
             levels[CLEAN] = (
                 torch.cat([model.encode(x, batch=batch) for x in _chunks(given, batch, progress)])
-                if size
+                if size or isinstance(given, VideoFile)
                 else given.to(model.device, model.precision)
             )
         predict = _predictor(model, source, text, control, controlled)
-        _climb(model, source, predict, fixed_point, batch, progress)
+        _climb(model, levels, timesteps, predict, fixed_point, batch, progress)
     return source
 
 
-def _climb(model, source: Trajectory, predict, fixed_point: int, batch: int, progress: bool):
+def _climb(
+    model: LatentDiffusion,
+    levels: dict[int, Tensor] | Folder,
+    timesteps: tuple[int, ...],
+    predict: Predict,
+    fixed_point: int,
+    batch: int,
+    progress: bool,
+) -> None:
     """Computes the levels that a trajectory lacks, upwards from the highest that is there."""
-    levels, upwards = source.latents, source.timesteps[::-1]
+    upwards = timesteps[::-1]
     first = next((i for i, t in enumerate(upwards) if t not in levels), len(upwards))
     x = levels[upwards[first - 1] if first else CLEAN]
     with stepping("invert", len(upwards), first, len(x), show=progress) as begin:
         for i in range(first, len(upwards)):
             t, before, tick = upwards[i], upwards[i - 1] if i else None, begin(i)
-
-            def up(batch: int, x=x, before=before, t=t, tick=tick) -> Tensor:
-                parts = []
-                for some in torch.arange(len(x), device=x.device).split(batch):
-                    parts.append(_up(model, predict, x[some], some, before, t, fixed_point))
-                    tick(len(some))
-                return torch.cat(parts)
-
+            up = partial(_level, model, predict, x, before, t, fixed_point, tick)
             with at_step(i, len(upwards)):
                 x, batch = fitting(up, batch)
             levels[t] = x
@@ -129,7 +133,12 @@ def _chunks(given: Tensor | VideoFile, batch: int, progress: bool = False) -> It
     return iter(tqdm(given.chunks(batch), "encode", total, disable=not progress))
 
 
-def _conditions(model, given: Tensor | VideoFile, depth, control: ControlNet | None):
+def _conditions(
+    model: LatentDiffusion,
+    given: Tensor | VideoFile,
+    depth: Tensor | None,
+    control: ControlNet | None,
+) -> tuple[dict[str, Tensor], Controlled | None]:
     """What frames or latents are inverted under, and the ControlNet with its condition or None."""
     h, w = given.shape[-2:] if given.shape[1] == 4 else model.grid(*given.shape[-2:])
     conditions, controlled = {}, None
@@ -146,17 +155,17 @@ def _conditions(model, given: Tensor | VideoFile, depth, control: ControlNet | N
 
 
 def _predictor(
-    model,
+    model: LatentDiffusion,
     source: Trajectory,
     text: Tensor,
     control: ControlNet | None,
     controlled: Controlled | None,
-) -> Callable[[int, Tensor, Tensor], Tensor]:
-    """A function (t, latents, frames) -> noise, under the source's own conditions."""
+) -> Predict:
+    """The noise of latents, under the source's own conditions."""
     steps = len(source.timesteps)
 
     def predict(t: int, x: Tensor, frames: Tensor) -> Tensor:
-        scope = nullcontext()
+        scope: AbstractContextManager = nullcontext()
         if control is not None:
             step = source.timesteps.index(t)
             scope = control.during(Moment(model, step, steps, frames, 1, controlled))
@@ -166,10 +175,12 @@ def _predictor(
     return predict
 
 
-def _checked(frames_or_latents) -> tuple[Tensor | VideoFile, tuple[int, int] | None]:
+def _checked(
+    frames_or_latents: Tensor | Clip | VideoFile,
+) -> tuple[Tensor | VideoFile, tuple[int, int] | None]:
     """A tensor of its own of frames or latents, and the frames' (height, width) or None."""
     if isinstance(frames_or_latents, VideoFile):
-        return frames_or_latents, tuple(frames_or_latents.shape[2:])
+        return frames_or_latents, frames_or_latents.size
     given = frames_or_latents.frames if isinstance(frames_or_latents, Clip) else frames_or_latents
     if not isinstance(given, Tensor) or given.ndim != 4 or given.shape[1] not in (3, 4):
         shape = tuple(given.shape) if isinstance(given, Tensor) else f"a {type(given).__name__}"
@@ -178,21 +189,32 @@ def _checked(frames_or_latents) -> tuple[Tensor | VideoFile, tuple[int, int] | N
             "a video that tfkit.open_video opened"
         )
     if given.shape[1] == 3:
-        return check_frames(given).detach(), tuple(given.shape[2:])
+        return check_frames(given).detach(), size_of(given)
     check_latents(given)
     return given.detach().clone(), None  # it becomes a level of the trajectory
 
 
 @torch.no_grad()
-def _up(
-    model, predict, x: Tensor, frames: Tensor, before: int | None, t: int, fixed_point: int
+def _level(
+    model: LatentDiffusion,
+    predict: Predict,
+    x: Tensor,
+    before: int | None,
+    t: int,
+    fixed_point: int,
+    tick: Callable[[int], None],
+    batch: int,
 ) -> Tensor:
-    """One step towards the noise, from level ``before`` (None: clean) to ``t``."""
-    a_from, a_to = model.alpha(before), model.alpha(t)
-    there = ddim_step(x, predict(t, x, frames), a_from, a_to)
-    for _ in range(fixed_point):
-        there = ddim_step(x, predict(t, there, frames), a_from, a_to)
-    return there
+    """All frames one step towards the noise, from level ``before`` (None: clean) to ``t``."""
+    a_from, a_to, parts = model.alpha(before), model.alpha(t), []
+    for frames in torch.arange(len(x), device=x.device).split(batch):
+        here = x[frames]
+        there = ddim_step(here, predict(t, here, frames), a_from, a_to)
+        for _ in range(fixed_point):
+            there = ddim_step(here, predict(t, there, frames), a_from, a_to)
+        parts.append(there)
+        tick(len(frames))
+    return torch.cat(parts)
 
 
 @torch.no_grad()

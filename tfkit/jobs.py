@@ -11,10 +11,11 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tfkit import hooks
 from tfkit.checks import check_frames
@@ -26,9 +27,11 @@ from tfkit.loading import MENAGERIE, load
 from tfkit.menagerie.tasks import Change, Task
 from tfkit.records import describe, key_of, read_record, write_record
 from tfkit.scores import Score
-from tfkit.scoring import TokenReader, score
+from tfkit.scoring import Flow, TokenReader, score
 from tfkit.trajectory import Trajectory
 from tfkit.video import Clip
+
+T = TypeVar("T")
 
 BY_TOKENS = ("structure_distance", "token_consistency", "motion_fidelity")
 TIMESTEP = 261  # where DIFT reads Stable Diffusion's features (Tang et al., NeurIPS 2023)
@@ -40,13 +43,14 @@ _LOADED: dict[str, tuple[str, Any]] = {}
 class Meter:
     """A progress bar that counts edits in its own process, and is silent in any other."""
 
-    def __init__(self, bar=None):
+    def __init__(self, bar: tqdm | None = None):
         self.bar = bar
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["Meter"], tuple[()]]:
         return Meter, ()
 
     def tick(self) -> None:
+        """One more edit is done."""
         if self.bar is not None:
             self.bar.update()
 
@@ -108,7 +112,7 @@ class Job:
     own: Mapping[str, Callable]
     model: Portable
     judge: str
-    flow: str | None
+    flow: Flow | None
     tokens: tuple[str, int] | Callable | None
     steps: int
     inversion: Mapping[str, Any]
@@ -137,19 +141,19 @@ def run(job: Job) -> tuple[int, list[dict]]:
     return job.number, found
 
 
-def _kept(make: Callable) -> Callable:
+def _kept(make: Callable[["Bench"], T]) -> Callable[["Bench"], T]:
     """A method that is called once at the most: what it returned, or raised, stays."""
 
     @functools.wraps(make)
-    def kept(self):
+    def kept(self: "Bench") -> T:
         if make not in self.made:
             try:
                 self.made[make] = make(self), None
             except Exception as error:
                 self.made[make] = None, error
-        value, error = self.made[make]
-        if error is not None:
-            raise error
+        value, failure = self.made[make]
+        if failure is not None:
+            raise failure
         return value
 
     return kept
@@ -163,6 +167,7 @@ class Bench:
         self.made: dict[Callable, tuple] = {}
 
     def result(self, prompt: str, how: Mapping | Callable) -> dict:
+        """What :func:`run` returns of one prompt by one method; an error is part of it."""
         try:
             record = self._record(prompt, how)
         except Exception as error:
@@ -191,6 +196,7 @@ class Bench:
         """Edits and measures; what was measured of the same edit before stays."""
         job, model, clip, source = self.job, self.model, self._clip(), self._trajectory()
         start = time.perf_counter()
+        made: Any
         if isinstance(how, Mapping):
             made = edit(model, source, prompt, progress=False, **how)
         else:
@@ -256,7 +262,7 @@ def _plain(value: Score | float | int | Tensor) -> dict:
     return {"value": float(value), "measured_with": how}
 
 
-def _once(kind: str, read: Callable, *given):
+def _once(kind: str, read: Callable[..., T], *given: Any) -> T:
     """What ``read`` returns, read once in each process; of each kind the last one stays."""
     key = key_of([read, given])
     with _TURN:

@@ -3,11 +3,16 @@
 "paper" follows section 4 of the paper; "reference" follows the authors' code where it differs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+Indices = Tensor | np.ndarray | Sequence[Any]  # of keyframes: (steps, k), or (k,) for every step
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +104,7 @@ def draw_keyframes(
     return starts + offset.long()
 
 
-def check_keyframes(keyframes, frames: int, steps: int) -> Int[Tensor, "steps k"]:
+def check_keyframes(keyframes: Indices, frames: int, steps: int) -> Int[Tensor, "steps k"]:
     """Given keyframes as (steps, k) indices; (k,) serves every step.
 
     Raises ValueError unless they are whole numbers, inside the clip, and ascending in each step.

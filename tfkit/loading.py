@@ -8,15 +8,16 @@ import contextlib
 import json
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
-from huggingface_hub.utils import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tfkit.diffusion import HALF, LatentDiffusion
@@ -77,13 +78,16 @@ def load(
     )
 
 
-def as_ddim(config) -> DDIMScheduler:
+def as_ddim(config: Mapping[str, Any]) -> DDIMScheduler:
     """The DDIM schedule of any scheduler's config, which clips nothing."""
     return DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
 
 
 def load_controlnet(
-    name: str | Path = MENAGERIE, *, device: str | torch.device | None = None, dtype=torch.float32
+    name: str | Path = MENAGERIE,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> ControlNetModel:
     """Loads the menagerie's ControlNet, a local folder or a hub id, from safetensors only.
 
@@ -115,7 +119,7 @@ def load_controlnet(
 
 
 @contextlib.contextmanager
-def quietly():
+def quietly() -> Iterator[None]:
     """Without the libraries' progress bars, a line for each file, and word of renamed options."""
     logs = (transformers.utils.logging, diffusers.utils.logging)
     shown = [log for log in logs if log.is_progress_bar_enabled()]
@@ -183,7 +187,7 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
 def listing(name: str, probe: str) -> list[str] | Path:
     """The files of a hub id; out of the hub's reach the cache's folder that has file ``probe``."""
     try:
-        return [file.rfilename for file in HfApi().model_info(name, timeout=10).siblings]
+        return [file.rfilename for file in HfApi().model_info(name, timeout=10).siblings or ()]
     except (HFValidationError, RepositoryNotFoundError):
         known = ", ".join(STABLE_DIFFUSION.values())
         raise FileNotFoundError(
@@ -256,7 +260,7 @@ def _weights(place: str | Path, names: Iterable[str], half: bool) -> tuple[str |
     raise FileNotFoundError(f"{place} holds no .safetensors weights")
 
 
-def _read(kind, folder: Path, half: bool, **options):
+def _read(kind: Any, folder: Path, half: bool, **options: Any) -> Any:
     """One component, from safetensors, in the variant that is there."""
     variant, _ = _weights(folder, (file.name for file in folder.iterdir()), half)
     with explained(folder.name, folder.parent), quietly():
@@ -264,7 +268,7 @@ def _read(kind, folder: Path, half: bool, **options):
 
 
 @contextlib.contextmanager
-def explained(part: str, folder: str | Path):
+def explained(part: str, folder: str | Path) -> Iterator[None]:
     """Says in one line which part of which folder cannot be read, whatever a library raises."""
     try:
         yield

@@ -4,8 +4,10 @@ TokenFlow's argument as a number: a video flickers where tokens that correspond 
 not alike in the *edit* (Geyer et al., ICLR 2024, sections 1 and 4). Memory: two frames of tokens.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +37,12 @@ class Matches:
 
 
 @torch.no_grad()
-def matches_by_field(tokens: Float[Tensor, "f n d"], pairs=None, *, mutual: bool = True) -> Matches:
+def matches_by_field(
+    tokens: Float[Tensor, "f n d"],
+    pairs: Tensor | Iterable[Sequence[int]] | None = None,
+    *,
+    mutual: bool = True,
+) -> Matches:
     """Matches by the nearest-neighbour field of the source's tokens (TokenFlow, eq. 4).
 
     pairs: (before, after) frame indices; each frame and the next by default. mutual: only where
@@ -87,6 +94,18 @@ def matches_by_flow(
     return Matches(torch.stack([steps, steps + 1], 1), index, inside & visible[:, y, x], how)
 
 
+@overload
+def token_consistency(
+    tokens: Tensor, matches: Matches, *, centered: bool = False, per_pair: Literal[False] = False
+) -> float: ...
+
+
+@overload
+def token_consistency(
+    tokens: Tensor, matches: Matches, *, centered: bool = False, per_pair: Literal[True]
+) -> Tensor: ...
+
+
 @torch.no_grad()
 def token_consistency(
     tokens: Float[Tensor, "f n d"],
@@ -94,7 +113,7 @@ def token_consistency(
     *,
     centered: bool = False,
     per_pair: bool = False,
-):
+) -> float | Tensor:
     """How alike an edit's tokens are where the source's correspond: mean cosine, at most 1.
 
     For frames i and j with the source's correspondence gamma: the mean over the known tokens p of
@@ -129,14 +148,14 @@ def token_consistency(
     return out if per_pair else out[known.to(out.device)].mean().item()
 
 
-def _check_tokens(tokens) -> Tensor:
+def _check_tokens(tokens: object) -> Tensor:
     if not isinstance(tokens, Tensor) or tokens.ndim != 3 or 0 in tokens.shape:
         got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
         raise ValueError(f"tokens: {got}; expected (f, n, d), as tfkit.extract_tokens returns")
     return tokens
 
 
-def _check_pairs(pairs, frames: int) -> Int[Tensor, "p 2"]:
+def _check_pairs(pairs: Tensor | Iterable[Sequence[int]], frames: int) -> Int[Tensor, "p 2"]:
     pairs = torch.as_tensor(
         pairs if isinstance(pairs, Tensor) else [tuple(pair) for pair in pairs], dtype=torch.long
     )

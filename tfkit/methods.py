@@ -12,11 +12,13 @@ from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+from diffusers import UNet2DConditionModel
 from jaxtyping import Int
 from torch import Tensor
 
 from tfkit import hooks
-from tfkit.diffusion import LatentDiffusion, check_whole
+from tfkit.checks import check_whole
+from tfkit.diffusion import LatentDiffusion
 from tfkit.trajectory import Trajectory
 
 
@@ -93,10 +95,10 @@ class Plain:
     def first_step(self, steps: int) -> int:
         return 0
 
-    def begin(self, model, source, t) -> Tensor:
+    def begin(self, model: LatentDiffusion, source: Trajectory, t: int | None) -> Tensor:
         return inverted(source, t)
 
-    def prepare(self, model, source) -> Any:
+    def prepare(self, model: LatentDiffusion, source: Trajectory) -> Any:
         return None
 
     def injects(self, now: Moment) -> list[str]:
@@ -105,7 +107,7 @@ class Plain:
     def during(self, now: Moment) -> AbstractContextManager:
         return nullcontext()
 
-    def marks_source(self, prepared) -> str | None:
+    def marks_source(self, prepared: Any) -> str | None:
         return "" if type(self).during is Plain.during else None
 
 
@@ -122,14 +124,14 @@ class SDEdit(Plain):
     noise: Literal["inverted", "fresh"] = "inverted"
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_share("start", self.start)
         check_noise(self.noise, self.seed)
 
     def first_step(self, steps: int) -> int:
         return steps - round(self.start * steps)
 
-    def begin(self, model, source, t) -> Tensor:
+    def begin(self, model: LatentDiffusion, source: Trajectory, t: int | None) -> Tensor:
         if self.noise == "inverted" or t is None:
             return inverted(source, t)
         alpha = model.alpha(t).to(source.clean)
@@ -155,11 +157,11 @@ class PlugAndPlay(Plain):
 
     reads_source = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_share("attention", self.attention)
         check_share("convolution", self.convolution)
 
-    def prepare(self, model, source) -> tuple[str, list[str]]:
+    def prepare(self, model: LatentDiffusion, source: Trajectory) -> tuple[str, list[str]]:
         """Names of the convolution and of the projections (to_q, to_k) that are injected into."""
         return injected(model.unet)
 
@@ -203,7 +205,7 @@ def injection(
     return hooks.rewrite(now.model.unet, {name: whole(name) for name in names if name in features})
 
 
-def injected(unet) -> tuple[str, list[str]]:
+def injected(unet: UNet2DConditionModel) -> tuple[str, list[str]]:
     """Where Plug-and-Play injects: one convolution, and the projections of self-attention.
 
     Raises ValueError where the decoder has none of them.
@@ -211,7 +213,7 @@ def injected(unet) -> tuple[str, list[str]]:
     place = re.compile(r"up_blocks\.(\d+)\.attentions\.(\d+)\.")
     found = [(name, place.match(name)) for name in hooks.self_attention(unet)]
     inside = [(name, int(at[1]), int(at[2])) for name, at in found if at]
-    first = min((block for _, block, _ in inside), default=None)
+    first = min((block for _, block, _ in inside), default=0)
     layers = [name for name, block, i in inside if block > first or i > 0]
     if not layers:
         raise ValueError(

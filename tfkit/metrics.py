@@ -6,26 +6,34 @@ Frames are (f, 3, h, w) in [0, 1], or a Clip; flow is (f-1, 2, h, w) in pixels (
 to i+1; visible and masks are bool. All is computed in float64, one frame at a time.
 """
 
+from collections.abc import Iterable
 from itertools import pairwise
-from numbers import Real
-from typing import Literal
+from typing import Literal, overload
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tfkit.checks import check_mask, check_pair
 from tfkit.video import Clip, as_frames, to_uint8
 
 
-def psnr(a: Clip | Tensor, b: Clip | Tensor, *, per_frame: bool = False):
+@overload
+def psnr(a: Clip | Tensor, b: Clip | Tensor, *, per_frame: Literal[False] = False) -> float: ...
+
+
+@overload
+def psnr(a: Clip | Tensor, b: Clip | Tensor, *, per_frame: Literal[True]) -> Tensor: ...
+
+
+def psnr(a: Clip | Tensor, b: Clip | Tensor, *, per_frame: bool = False) -> float | Tensor:
     """Peak signal-to-noise ratio in dB, -10 log10(mean squared difference); inf where equal.
 
     A float over all frames together, or with `per_frame` a tensor (f,) with one value a frame.
     """
-    a, b = as_frames(a, "a"), as_frames(b, "b")
-    if a.shape != b.shape:
-        raise ValueError(f"a is {tuple(a.shape)} but b is {tuple(b.shape)}; expected one shape")
+    a, b = check_pair("a", a, "b", b)
     errors = torch.stack(
         [(x.double() - y.double()).square().mean() for x, y in zip(a, b, strict=True)]
     )
@@ -47,13 +55,25 @@ def warp(
     return torch.stack(warped).to(frames.dtype), torch.stack(inside)
 
 
+@overload
+def warp_error(
+    frames: Clip | Tensor, flow: Tensor, visible: Tensor, *, per_pair: Literal[False] = False
+) -> float: ...
+
+
+@overload
+def warp_error(
+    frames: Clip | Tensor, flow: Tensor, visible: Tensor, *, per_pair: Literal[True]
+) -> Tensor: ...
+
+
 def warp_error(
     frames: Clip | Tensor,
     flow: Float[Tensor, "n 2 h w"],
     visible: Bool[Tensor, "n h w"],
     *,
     per_pair: bool = False,
-):
+) -> float | Tensor:
     """How much colours change along the motion: mean (frame_i(x) - frame_{i+1}(x + flow_i(x)))^2.
 
     First over the channels and the visible points of a pair of frames, then over the pairs (those
@@ -100,14 +120,14 @@ def estimate_flow(
         raise ValueError(
             f"frames has shape {tuple(frames.shape)}; flow needs two frames of 16 x 16 at least"
         )
-    engine = cv2.DISOpticalFlow_create(getattr(cv2, presets[preset]))
+    engine = cv2.DISOpticalFlow.create(getattr(cv2, presets[preset]))
     # down to full resolution, where the presets stop at half: on three menagerie clips the flow's
     # error fell to 0.6 of what it was, the warp error to 0.4, about that of the true flow
     engine.setFinestScale(0)
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in to_uint8(frames)]
 
-    def between(a, b):
-        return torch.from_numpy(engine.calc(a, b, None)).permute(2, 0, 1)
+    def between(a: np.ndarray, b: np.ndarray) -> Tensor:
+        return torch.from_numpy(engine.calc(a, b, None)).permute(2, 0, 1)  # type: ignore[call-overload]  # None: no first guess
 
     ways = [(between(a, b), between(b, a)) for a, b in pairwise(grey)]
     flow = torch.stack([forward for forward, _ in ways])
@@ -115,7 +135,9 @@ def estimate_flow(
     return flow.to(frames.device), visible.to(frames.device)
 
 
-def trusted(forward: Float[Tensor, "2 h w"], backward: Float[Tensor, "2 h w"]):
+def trusted(
+    forward: Float[Tensor, "2 h w"], backward: Float[Tensor, "2 h w"]
+) -> Bool[Tensor, "h w"]:
     """Where a flow and the one back agree, (h, w) bool: there, and inside the picture, it is seen.
 
     A point is occluded where |f + b(x + f)|^2 > 0.01 (|f|^2 + |b|^2) + 0.5 (Sundaram et al., ECCV
@@ -159,18 +181,20 @@ def color_spread(frames: Clip | Tensor, mask: Bool[Tensor, "f h w"]) -> float:
     out; ValueError if all are.
     """
     frames = as_frames(frames)
-    if mask.shape != frames[:, 0].shape or mask.dtype != torch.bool:
-        raise ValueError(
-            f"mask is {mask.dtype} {tuple(mask.shape)}; frames of {tuple(frames.shape)} need "
-            f"torch.bool {tuple(frames[:, 0].shape)}"
-        )
+    check_mask(frames, mask)
     colors = [x[:, m].double().mean(1) for x, m in zip(frames, mask, strict=True) if m.any()]
     if not colors:
         raise ValueError(f"the mask covers nothing in any of the {len(frames)} frames")
     return torch.stack(colors).var(dim=0, correction=0).mean().sqrt().item()
 
 
-def pck(found, truth, reach, *, per: Literal["point", "image"] = "point") -> float:
+def pck(
+    found: Tensor | Iterable[Tensor],
+    truth: Tensor | Iterable[Tensor],
+    reach: float | int | Iterable[float | int],
+    *,
+    per: Literal["point", "image"] = "point",
+) -> float:
     """PCK, the share of correct keypoints: found points within ``reach`` pixels of the truth.
 
     found, truth: (n, 2) each, or a list with one of each image. reach: pixels, or one number an
@@ -181,13 +205,13 @@ def pck(found, truth, reach, *, per: Literal["point", "image"] = "point") -> flo
     if per not in ("point", "image"):
         raise ValueError(f"per={per!r}; expected 'point' or 'image'")
     found, truth = ([x] if isinstance(x, Tensor) else list(x) for x in (found, truth))
-    reach = [reach] * len(found) if isinstance(reach, Real) else list(reach)
-    if not len(found) == len(truth) == len(reach) or not found:
+    most = list(reach) if isinstance(reach, Iterable) else [reach] * len(found)
+    if not len(found) == len(truth) == len(most) or not found:
         raise ValueError(
-            f"{len(found)} images of found points, {len(truth)} of true ones and {len(reach)} "
+            f"{len(found)} images of found points, {len(truth)} of true ones and {len(most)} "
             "thresholds; expected as many, one at least"
         )
-    right = [_distances(*pair) <= most for *pair, most in zip(found, truth, reach, strict=True)]
+    right = [_distances(a, b) <= near for a, b, near in zip(found, truth, most, strict=True)]
     if per == "point":
         return torch.cat([x.cpu() for x in right]).double().mean().item()
     return sum(x.double().mean().item() for x in right) / len(right)
@@ -212,7 +236,7 @@ def end_point_error(found: Float[Tensor, "n 2"], truth: Float[Tensor, "n 2"]) ->
     return _distances(found, truth).mean().item()
 
 
-def _distances(found, truth) -> Float[Tensor, " n"]:
+def _distances(found: Tensor, truth: Tensor) -> Float[Tensor, " n"]:
     if found.shape != truth.shape or found.ndim != 2 or not len(found):
         raise ValueError(
             f"found is {tuple(found.shape)}, truth {tuple(truth.shape)}; expected both (n, 2)"
@@ -230,7 +254,7 @@ def iou(found: Int[Tensor, "*n"], truth: Int[Tensor, "*n"]) -> dict[int, float]:
     return {name: ((a & b).sum() / (a | b).sum()).item() for name, a, b in pairs}
 
 
-def _sample(image, flow) -> tuple[Float[Tensor, "c h w"], Bool[Tensor, "h w"]]:
+def _sample(image: Tensor, flow: Tensor) -> tuple[Float[Tensor, "c h w"], Bool[Tensor, "h w"]]:
     """The image (c, h, w) at x + flow(x), in float64, and which points are inside the picture."""
     h, w = image.shape[-2:]
     y, x = torch.meshgrid(
@@ -245,7 +269,7 @@ def _sample(image, flow) -> tuple[Float[Tensor, "c h w"], Bool[Tensor, "h w"]]:
     return found[0], inside
 
 
-def _check_flow(frames, flow) -> None:
+def _check_flow(frames: Tensor, flow: object) -> None:
     f, _, h, w = frames.shape
     if not isinstance(flow, Tensor) or tuple(flow.shape) != (f - 1, 2, h, w) or f < 2:
         got = tuple(flow.shape) if isinstance(flow, Tensor) else type(flow).__name__

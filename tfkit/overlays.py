@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.colors import hsv_to_rgb, to_rgb
 from torch import Tensor
 
+from tfkit.checks import check_pair
 from tfkit.tracks import grid_of
-from tfkit.video import as_frames, resize, to_uint8
+from tfkit.video import Clip, as_frames, resize, to_uint8
 
 MARK = "#D55E00"  # vermilion: safe for the colour-blind
 LABELS = (  # grey, then Tol's "muted" and "light" schemes, dark and light by turns
@@ -87,21 +88,21 @@ def similarity_colors(
     return map_colors(grid, low, 1.0)
 
 
-def difference_colors(a, b, reach: float = 0.5) -> Float[Tensor, "f 3 h w"]:
+def difference_colors(
+    a: Clip | Tensor, b: Clip | Tensor, reach: float = 0.5
+) -> Float[Tensor, "f 3 h w"]:
     """How much lighter (red) or darker (blue) ``a`` is than ``b``; white where they are equal.
 
     reach: the difference of lightness, in units of [0, 1], that has the full colour.
     """
-    a, b = as_frames(a, "a"), as_frames(b, "b")
-    if a.shape != b.shape:
-        raise ValueError(f"a is {tuple(a.shape)} but b is {tuple(b.shape)}; expected one shape")
+    a, b = check_pair("a", a, "b", b)
     weights = torch.tensor([0.2126, 0.7152, 0.0722]).to(a)
     difference = torch.einsum("fchw,c->fhw", a - b, weights)
     return map_colors(difference, -reach, reach, "RdBu_r")
 
 
 def mark_points(
-    frames,
+    frames: Clip | Tensor,
     places: Float[Tensor, "f m 2"],
     seen: Bool[Tensor, "f m"] | None = None,
     *,
@@ -127,15 +128,15 @@ def mark_points(
         image = np.ascontiguousarray(image)
         for j in seen[i].nonzero().flatten().tolist():
             path = [at[k][j] for k in range(max(0, i - trail), i + 1) if seen[k, j]]
-            line = np.array(path, np.int32)[None]
-            cv2.polylines(image, line, False, colors[j], zoom, cv2.LINE_AA, 4)
+            line = np.array(path, np.int32)
+            cv2.polylines(image, [line], False, colors[j], zoom, cv2.LINE_AA, 4)
             for radius, color in ((2.6, (255, 255, 255)), (1.8, colors[j])):
                 cv2.circle(image, at[i][j], round(radius * zoom * 16), color, -1, cv2.LINE_AA, 4)
         out.append(torch.from_numpy(image).permute(2, 0, 1))
     return torch.stack(out).float() / 255
 
 
-def hide(frames, visible: Bool[Tensor, "s h w"]) -> Tensor:
+def hide(frames: Clip | Tensor, visible: Bool[Tensor, "s h w"]) -> Tensor:
     """Frames (s, 3, h, w) in which what the next frame does not show is vermilion."""
     frames = as_frames(frames)[: len(visible)]
     mark = torch.tensor(to_rgb(MARK), dtype=frames.dtype).view(3, 1, 1)

@@ -6,7 +6,7 @@ Memory: one batch of activations; where the source goes alone, its features of a
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +35,7 @@ class Plan:
     method: Method
     propagation: Propagation
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         number = isinstance(self.guidance, int | float) and not isinstance(self.guidance, bool)
         if not number or not math.isfinite(self.guidance):
             raise ValueError(f"guidance={self.guidance!r}: expected a finite number; 7.5 is usual")
@@ -107,7 +107,14 @@ class StepPasses:
     def _own(self, frames: Tensor) -> Tensor:
         return self._at[frames.to(self._at.device)].to(self.x)
 
-    def _guided(self, edited: Tensor, frames: Tensor, text: Tensor, own=None, features=None):
+    def _guided(
+        self,
+        edited: Tensor,
+        frames: Tensor,
+        text: Tensor,
+        own: Tensor | None = None,
+        features: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         branches = len(text) - (own is not None)
         latents = torch.cat([*([] if own is None else [own]), *[edited] * branches])
         out = self._predict(latents, frames, text, features).chunk(len(text))
@@ -116,7 +123,13 @@ class StepPasses:
             return out[-1]
         return out[-2] + self.plan.guidance * (out[-1] - out[-2])
 
-    def _predict(self, latents: Tensor, frames: Tensor, text: Tensor, features=None) -> Tensor:
+    def _predict(
+        self,
+        latents: Tensor,
+        frames: Tensor,
+        text: Tensor,
+        features: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         branches, method = len(text), self.plan.method
         now, t = self._moment(frames, branches), self.source.timesteps[self.step]
         with ExitStack() as scopes:

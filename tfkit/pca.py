@@ -7,7 +7,7 @@ timestep's.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from sklearn.decomposition import PCA, IncrementalPCA
 from torch import Tensor
 
-from tfkit.diffusion import check_whole
+from tfkit.checks import check_whole
 from tfkit.tracks import grid_of
 
 Tokens = Tensor | Mapping[Any, Tensor]  # (..., d), or one such for each layer (and timestep)
@@ -29,7 +29,7 @@ class TokenPCA:
 
     components: int = 3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_whole("components", self.components)
 
     def fit(self, tokens: Tokens, *, incremental: bool = False) -> "TokenPCA":
@@ -71,6 +71,12 @@ class TokenPCA:
         self._low, self._high = np.percentile(scores * signs, [1, 99], axis=0)
         return self
 
+    @overload
+    def transform(self, tokens: Tensor) -> Tensor: ...
+
+    @overload
+    def transform(self, tokens: Mapping[Any, Tensor]) -> dict[Any, Tensor]: ...
+
     def transform(self, tokens: Tokens) -> Tokens:
         """Coordinates (..., components) of tokens (..., d) in the basis; a mapping gives one."""
         if isinstance(tokens, Mapping):
@@ -84,6 +90,12 @@ class TokenPCA:
             )
         scores = self._pca.transform(_rows(tokens)).astype(np.float32)
         return torch.from_numpy(scores).reshape(*tokens.shape[:-1], self.components)
+
+    @overload
+    def to_rgb(self, tokens: Tensor) -> Tensor: ...
+
+    @overload
+    def to_rgb(self, tokens: Mapping[Any, Tensor]) -> dict[Any, Tensor]: ...
 
     def to_rgb(self, tokens: Tokens) -> Tokens:
         """Colours in [0, 1]: each component between its 1st and 99th percentile of the fit."""

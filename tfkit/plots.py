@@ -8,15 +8,16 @@ value of its cell. `save` writes them. Only the frames that are shown are copied
 import io
 import os
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from tfkit import overlays
 from tfkit.codec import replacing
-from tfkit.video import as_frames, resize, to_uint8
+from tfkit.video import Clip, as_frames, resize, to_uint8
 
 INK, QUIET, PALE = "#222222", "#777777", "#EEEEEE"
 WIDTH = 9.0  # inches; at 100 dots an inch the column of a notebook or a README
@@ -55,7 +56,7 @@ def contact_sheet(
     columns: int = 8,
     every: int | None = None,
     titles: Sequence | None = None,
-) -> Figure:
+) -> Sheet:
     """Rows of frames, one row a clip, labelled on the left and numbered on top.
 
     columns: how many frames at most. every: frames 0, every, 2 every ...; None spreads them evenly
@@ -94,7 +95,7 @@ def contact_sheet(
     return figure
 
 
-def xt_slice(frames, row: int) -> Float[Tensor, "3 f w"]:
+def xt_slice(frames: Clip | Tensor, row: int) -> Float[Tensor, "3 f w"]:
     """One row of pixels over time: the picture's x runs right, time runs down."""
     frames = as_frames(frames)
     if not 0 <= row < frames.shape[2]:
@@ -102,7 +103,7 @@ def xt_slice(frames, row: int) -> Float[Tensor, "3 f w"]:
     return frames[:, :, row].transpose(0, 1)
 
 
-def yt_slice(frames, column: int) -> Float[Tensor, "3 h f"]:
+def yt_slice(frames: Clip | Tensor, column: int) -> Float[Tensor, "3 h f"]:
     """One column of pixels over time: the picture's y runs down, time runs right."""
     frames = as_frames(frames)
     if not 0 <= column < frames.shape[3]:
@@ -112,7 +113,7 @@ def yt_slice(frames, column: int) -> Float[Tensor, "3 h f"]:
     return rearrange(frames[:, :, :, column], "f c h -> c h f")
 
 
-def xt_slices(clips: Mapping, *, row: int | None = None) -> Figure:
+def xt_slices(clips: Mapping, *, row: int | None = None) -> Sheet:
     """The same row of each clip over time, under its first frame with the row marked.
 
     What moves draws slanted stripes; flicker shows as horizontal bands. row: from the top, in the
@@ -227,7 +228,7 @@ def save(
     return path
 
 
-def _equally_long(clips) -> tuple[dict[str, Tensor], int]:
+def _equally_long(clips: Mapping) -> tuple[dict[str, Tensor], int]:
     """The frames of each clip and how many there are; ValueError if that differs."""
     if not isinstance(clips, Mapping) or not clips:
         raise ValueError(f"clips is a {type(clips).__name__}; expected {{label: frames, ...}}")
@@ -240,33 +241,50 @@ def _equally_long(clips) -> tuple[dict[str, Tensor], int]:
     return frames, min(lengths.values())
 
 
-def _figure(width: Real, height: Real) -> Figure:
+def _figure(width: float | int, height: float | int) -> Sheet:
     return Sheet(figsize=(width, height), dpi=100, facecolor="white")
 
 
-def _image(figure, x, y, width, height, frame, smoothing: str = "lanczos"):
+def _image(
+    figure: Figure,
+    x: float | int,
+    y: float | int,
+    width: float | int,
+    height: float | int,
+    frame: Float[Tensor, "1 3 h w"],
+    smoothing: str = "lanczos",
+) -> Axes:
     """Draw a frame (1, 3, h, w) into a rectangle in inches; its pixels are the axes' units."""
-    fine = tuple(max(1, round(side * 300)) for side in (height, width))
-    if smoothing == "lanczos" and frame.shape[2] > fine[0]:  # matplotlib would alias
-        frame = resize(frame, fine)
-    (wide, high), (pixels,) = figure.get_size_inches(), to_uint8(frame)
-    axes = figure.add_axes((x / wide, y / high, width / wide, height / high))
+    high, wide = (max(1, round(side * 300)) for side in (height, width))
+    if smoothing == "lanczos" and frame.shape[2] > high:  # matplotlib would alias
+        frame = resize(frame, (high, wide))
+    (inches_x, inches_y), (pixels,) = figure.get_size_inches(), to_uint8(frame)
+    place = x / inches_x, y / inches_y, width / inches_x, height / inches_y
+    axes = figure.add_axes(place)
     axes.imshow(pixels, interpolation=smoothing, aspect="auto")
     axes.set_axis_off()
     return axes
 
 
-def _write(figure, x, y, words, color, size, **alignment) -> None:
+def _write(
+    figure: Figure,
+    x: float | int,
+    y: float | int,
+    words: str,
+    color: str,
+    size: int,
+    **alignment: Any,
+) -> None:
     wide, high = figure.get_size_inches()
     figure.text(x / wide, y / high, words, color=color, fontsize=size, **alignment)
 
 
-def _text_width(words: str, size: Real) -> float:
+def _text_width(words: str, size: float | int) -> float:
     """In inches."""
     return TextPath((0, 0), words, size=size).get_extents().width / 72 if words.strip() else 0
 
 
-def _shortened(label: str, font: ImageFont.FreeTypeFont, width: Real) -> str:
+def _shortened(label: str, font: ImageFont.FreeTypeFont, width: float | int) -> str:
     """The label, cut with an ellipsis where it is wider than its picture."""
     short = label
     while font.getlength(short) > width and len(short) > 1:

@@ -167,7 +167,9 @@ def fleiss(choices: Iterable[tuple[int, int]]) -> tuple[float | None, float | No
     return alike, 1 - apart / ((total - len(items)) * p * (1 - p))
 
 
-def _row(first: str, second: str, group: list[Answer], level, interval: str, seed) -> Preference:
+def _row(
+    first: str, second: str, group: list[Answer], level: float, interval: str, seed: int
+) -> Preference:
     try:
         from scipy.stats import binomtest  # scipy comes with scikit-learn
     except ImportError as error:

@@ -5,11 +5,12 @@ from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 
+# told a step, it moves there and gives what is told of frames that are done
+Begin = Callable[[int], Callable[[int], None]]
+
 
 @contextmanager
-def stepping(
-    label: str, steps: int, taken: int, frames: int, *, show: bool
-) -> Iterator[Callable[[int], Callable[[int], None]]]:
+def stepping(label: str, steps: int, taken: int, frames: int, *, show: bool) -> Iterator[Begin]:
     """A bar over steps. ``begin(step)`` moves it there and returns a function to be told how many
     frames of that step are done, pass by pass."""
     form = "{desc}: {percentage:3.0f}%|{bar}| {n:.4g}/{total} [{elapsed}<{remaining}{postfix}]"

@@ -4,7 +4,7 @@ A propagation says which keyframes it wants, gives the processor that computes s
 orders the passes of one denoising step. It knows nothing of the editing method.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -23,6 +23,7 @@ from tfkit.keyframes import (
     reference_neighbors,
 )
 
+Pass = Callable[[Tensor], Tensor]  # frames (n,) -> their guided noise (n, c, h, w)
 WINDOW = 12  # keyframes: all of them up to 96 frames at an interval of 8
 
 
@@ -68,22 +69,38 @@ class Propagation(Protocol):
         ...
 
 
+@runtime_checkable
+class Carrying(Propagation, Protocol):
+    """A propagation that carries keyframes' tokens to other frames, as TokenFlow does."""
+
+    @property
+    def field_of(self) -> Literal["output", "input"]:
+        """The tokens that fields are computed from."""
+        ...
+
+    def neighbors(self, frames: Tensor, keyframes: Tensor, total: int) -> Neighbors:
+        """The keyframes that frames (n,) of a clip of ``total`` take their tokens from."""
+        ...
+
+
 @dataclass(frozen=True)
 class PerFrame:
     """Every frame for itself: what image editing does to a video."""
 
     reads_source = False
 
-    def draw(self, frames, steps, seed) -> None:
+    def draw(self, frames: int, steps: int, seed: int) -> None:
         return None
 
-    def check(self, keyframes, frames) -> None:
+    def check(self, keyframes: Tensor, frames: int) -> None:
         raise ValueError("PerFrame takes no keyframes; leave them out")
 
-    def attention(self, branches, source) -> None:
+    def attention(self, branches: int, source: bool) -> None:
         return None
 
-    def predict(self, run, attention, frames, keyframes, batch) -> Tensor:
+    def predict(
+        self, run: Pass, attention: Any, frames: int, keyframes: Tensor | None, batch: int
+    ) -> Tensor:
         return torch.cat([run(chunk) for chunk in torch.arange(frames).split(batch)])
 
 
@@ -103,30 +120,32 @@ class ExtendedAttention:
 
     reads_source = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.interval is not None:
             check_whole("interval", self.interval)
         check_choice("keyframes", self.keyframes, ("random", "fixed"))
         _check_window(self.window)
 
-    def draw(self, frames, steps, seed) -> Int[Tensor, "steps k"] | None:
+    def draw(self, frames: int, steps: int, seed: int) -> Int[Tensor, "steps k"] | None:
         if self.interval is None:
             return None
         fixed = self.keyframes == "fixed"
         return draw_keyframes(frames, self.interval, steps, fixed=fixed, seed=seed)
 
-    def check(self, keyframes, frames) -> None:
+    def check(self, keyframes: Tensor, frames: int) -> None:
         if self.interval is None:
             raise ValueError(
                 "ExtendedAttention() takes no keyframes; leave them out, or give an interval for "
                 "joint attention to keyframes alone"
             )
 
-    def attention(self, branches, source) -> JointAttention | KeyframeAttention:
+    def attention(self, branches: int, source: bool) -> JointAttention | KeyframeAttention:
         kind = JointAttention if self.interval is None else KeyframeAttention
         return kind(branches, source)
 
-    def predict(self, run, attention, frames, keyframes, batch) -> Tensor:
+    def predict(
+        self, run: Pass, attention: Any, frames: int, keyframes: Tensor | None, batch: int
+    ) -> Tensor:
         if keyframes is None:
             return run(torch.arange(frames))
         every = torch.arange(frames)
@@ -150,17 +169,20 @@ class FirstFrame:
 
     reads_source = False
 
-    def draw(self, frames, steps, seed) -> None:
+    def draw(self, frames: int, steps: int, seed: int) -> None:
         return None
 
-    def check(self, keyframes, frames) -> None:
+    def check(self, keyframes: Tensor, frames: int) -> None:
         raise ValueError("FirstFrame takes no keyframes; leave them out")
 
-    def attention(self, branches, source) -> FirstAttention:
+    def attention(self, branches: int, source: bool) -> FirstAttention:
         return FirstAttention(branches, source)
 
-    def predict(self, run, attention, frames, keyframes, batch) -> Tensor:
-        first, out = torch.zeros(1, dtype=torch.long), []
+    def predict(
+        self, run: Pass, attention: Any, frames: int, keyframes: Tensor | None, batch: int
+    ) -> Tensor:
+        first = torch.zeros(1, dtype=torch.long)
+        out: list[Tensor] = []
         for chunk in torch.arange(1, frames).split(batch) if frames > 1 else [first[:0]]:
             noise = run(torch.cat([first, chunk]))
             out.append(noise if not out else noise[1:])
@@ -190,7 +212,7 @@ class TokenFlow:
 
     reads_source = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_whole("interval", self.interval)
         check_choice("variant", self.variant, ("paper", "reference"))
         check_choice("field", self.field, (None, "output", "input"))
@@ -198,11 +220,11 @@ class TokenFlow:
         check_choice("keyframes", self.keyframes, ("random", "fixed"))
         _check_window(self.window)
 
-    def draw(self, frames, steps, seed) -> Int[Tensor, "steps k"]:
+    def draw(self, frames: int, steps: int, seed: int) -> Int[Tensor, "steps k"]:
         fixed = self.keyframes == "fixed"
         return draw_keyframes(frames, self.interval, steps, fixed=fixed, seed=seed)
 
-    def check(self, keyframes, frames) -> None:
+    def check(self, keyframes: Tensor, frames: int) -> None:
         wanted = -(-frames // self.interval)
         if self.variant == "reference" and keyframes.shape[1] != wanted:
             raise ValueError(
@@ -226,10 +248,18 @@ class TokenFlow:
         middles = f" {self.interval}" if self.variant == "reference" else ""
         return f"{self.variant} {self.field_of}{middles} {keyframes.tolist()}"
 
-    def attention(self, branches, source) -> FlowAttention:
+    def attention(self, branches: int, source: bool) -> FlowAttention:
         return FlowAttention(branches, self.field_of, self.variant == "reference")
 
-    def predict(self, run, attention, frames, keyframes, batch) -> Tensor:
+    def predict(
+        self,
+        run: Passes,
+        attention: FlowAttention,
+        frames: int,
+        keyframes: Tensor | None,
+        batch: int,
+    ) -> Tensor:
+        assert keyframes is not None, "TokenFlow draws keyframes for every step"
         paper, every = self.variant == "paper", torch.arange(frames)
         carried = every[~torch.isin(every, keyframes)] if paper else every
         near = self.neighbors(carried, keyframes, frames)

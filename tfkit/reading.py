@@ -5,6 +5,7 @@ opened instead of read costs one chunk.
 """
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -36,13 +37,14 @@ def read_video(
     FileNotFoundError for a missing path, ValueError for whatever cannot be read as asked.
     """
     path = _checked(path, frames, size, start)
-    kept, fps = [], DEFAULT_FPS
+    kept: deque[Tensor] = deque()
+    fps = DEFAULT_FPS
     for frame, rate in _frames(path, frames, size, start):
         fps = rate
         kept.append(frame)
     out = torch.empty(len(kept), *kept[0].shape)
     for i in range(len(kept)):  # one by one, so that the clip is never in memory twice
-        out[i], kept[i] = kept[i], None
+        out[i] = kept.popleft()
     return Clip(out, fps)
 
 
@@ -61,10 +63,15 @@ class VideoFile:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its frames."""
+        return self.shape[2], self.shape[3]
+
     def chunks(self, batch: int = 16) -> Iterator[Float[Tensor, "n 3 h w"]]:
         """All frames in order, ``batch`` at a time. ValueError where the file has changed."""
         kept, seen = [], 0
-        for frame, _ in _frames(self.path, len(self), tuple(self.shape[2:]), self.start):
+        for frame, _ in _frames(self.path, len(self), self.size, self.start):
             kept.append(frame)
             seen += 1
             if len(kept) == batch or seen == len(self):
@@ -102,7 +109,9 @@ def open_video(
     return VideoFile(path, (count, 3, *sides), fps, start)
 
 
-def _checked(path, frames, size, start) -> Path:
+def _checked(
+    path: str | os.PathLike, frames: int | None, size: int | tuple[int, int] | None, start: int
+) -> Path:
     """The path, where it and the settings can be meant."""
     path = Path(path).expanduser()
     if frames is not None and (not isinstance(frames, Integral) or frames < 1):
@@ -119,7 +128,9 @@ def _checked(path, frames, size, start) -> Path:
     return path
 
 
-def _frames(path: Path, frames, size, start) -> Iterator[tuple[Float[Tensor, "3 h w"], float]]:
+def _frames(
+    path: Path, frames: int | None, size: int | tuple[int, int] | None, start: int
+) -> Iterator[tuple[Float[Tensor, "3 h w"], float]]:
     """The frames wanted, resized, and the rate."""
     for pixels, rate in _wanted(path, frames, start):
         frame = _unit(pixels())[None]
@@ -144,6 +155,6 @@ def _wanted(path: Path, frames: int | None, start: int) -> Iterator[codec.Lazy]:
 
 def _unit(pixels: np.ndarray) -> Float[Tensor, "3 h w"]:
     """Integers as float32 in [0, 1], an alpha channel laid on white."""
-    unit = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
-    unit = torch.from_numpy(unit).permute(2, 0, 1)
+    values = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
+    unit = torch.from_numpy(values).permute(2, 0, 1)
     return unit if len(unit) == 3 else unit[:3] * unit[3:] + (1 - unit[3:])

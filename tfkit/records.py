@@ -8,9 +8,10 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +24,12 @@ _STALE = 60  # seconds after which an unfinished file is nobody's any more
 _PLUMBING = ("__module__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__slots__")
 
 
-def key_of(parts) -> str:
+def key_of(parts: object) -> str:
     """The digest of what :func:`describe` says of ``parts``; the same in every process."""
     return hashlib.sha256(json.dumps(describe(parts), sort_keys=True).encode()).hexdigest()[:20]
 
 
-def describe(value, inside: tuple[int, ...] = ()):
+def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
     """What a setting is, in words of JSON: equal where it does the same, whatever its address.
 
     Of tensors and weights a digest; of objects the class and what they hold; of functions and
@@ -102,15 +103,15 @@ def open_folder(path: str | Path) -> Path:
     return folder
 
 
-def _name(kind) -> str:
+def _name(kind: type | FunctionType) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _ours(kind) -> bool:
+def _ours(kind: type | FunctionType) -> bool:
     return (kind.__module__ or "").split(".")[0] in ("tfkit", "builtins")
 
 
-def _of_function(function: FunctionType, known):
+def _of_function(function: FunctionType, known: Callable[[object], Any]) -> Any:
     if _ours(function):
         return _name(function)
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
@@ -122,11 +123,11 @@ def _of_function(function: FunctionType, known):
     }
 
 
-def _of_class(kind: type):
+def _of_class(kind: type) -> Any:
     """Its name and, of a user's own, the code of its methods, inherited ones too."""
     if _ours(kind):
         return _name(kind)
-    code = {}
+    code: dict[str, Any] = {}
     for owner in filter(lambda owner: not _ours(owner), reversed(kind.__mro__)):
         for name, member in vars(owner).items():
             member = getattr(member, "fget", None) or getattr(member, "__func__", member)
@@ -140,7 +141,7 @@ def _of_class(kind: type):
 def _code(code: CodeType) -> str:
     """A digest of what a function does: where it stands in its file makes no difference."""
 
-    def constant(value) -> str:
+    def constant(value: object) -> str:
         if isinstance(value, CodeType):
             return _code(value)
         if isinstance(value, frozenset):

@@ -51,10 +51,12 @@ class Score:
 
     @property
     def kind(self) -> Kind:
+        """How it is printed; under its own name where it is none of METRICS."""
         return METRICS.get(self.name, Kind(self.name))
 
     @property
     def measured_with(self) -> str:
+        """The settings in one line: what two numbers must share to be compared."""
         return ", ".join(f"{key}: {value}" for key, value in self.settings.items())
 
     def text(self) -> str:
@@ -98,7 +100,7 @@ def over_clips(
         mean, interval = sum(values) / len(values), None
         if len(values) > 1 and all(map(math.isfinite, values)):
             mean, *ends = bootstrap(values, resamples=resamples, level=level, seed=seed)
-            interval = tuple(ends)
+            interval = ends[0], ends[1]
         out[name] = Score(name, mean, scores[0].settings, interval, len(values))
     return out
 
@@ -134,7 +136,7 @@ class ScoreTable:
         values = {name: value for name, value in values.items() if not math.isnan(value)}
         if not better or len(values) < 2 or len(self.ways(column)) > 1:
             return set()
-        top = (max if better == "higher" else min)(values, key=values.get)
+        top = (max if better == "higher" else min)(values, key=values.__getitem__)
         rounded = self.rows[top][column]._rounded
         return {name for name, value in values.items() if rounded(value) == rounded(values[top])}
 

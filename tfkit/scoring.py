@@ -16,15 +16,17 @@ from tfkit import clip as clips
 from tfkit import fidelity, raft
 from tfkit.clip import CLIP, load_clip
 from tfkit.diffusion import LatentDiffusion
+from tfkit.editing import Edit
 from tfkit.loading import MENAGERIE
 from tfkit.matches import matches_by_field, matches_by_flow, token_consistency
 from tfkit.metrics import estimate_flow, resize_flow, warp_error
 from tfkit.scores import Score
 from tfkit.tokens import Kind, extract_tokens, noised
 from tfkit.tracks import grid_of, token_centers, track_points
-from tfkit.video import Clip, as_frames, resize
+from tfkit.video import Clip, as_frames, resize, size_of
 
 FLOWS = ("exact", "dis", "raft")
+Flow = Literal["exact", "dis", "raft"]
 STILL = 0.5  # pixels a step: what tracks by tokens wander where nothing moves
 
 
@@ -43,6 +45,7 @@ class TokenReader:
 
     @property
     def name(self) -> str:
+        """Model, layer, kind and timestep: what its tokens must share to be compared."""
         kind = "" if self.kind == "output" else f" {self.kind}"
         return f"{self.model.name} {self.layer}{kind} at t = {self.timestep}"
 
@@ -58,13 +61,13 @@ class TokenReader:
 
 
 def score(
-    edit,
+    edit: Clip | Tensor | Edit,
     source: Clip | Tensor,
     prompt: str,
     source_prompt: str | None = None,
     *,
     clip: CLIP | str | Path = MENAGERIE,
-    flow: Literal["exact", "dis", "raft"] | tuple[Tensor, Tensor] | None = None,
+    flow: Flow | tuple[Tensor, Tensor] | None = None,
     mask: Tensor | None = None,
     tokens: Callable[[Tensor], Tensor] | None = None,
     structure: Callable[[Tensor], Tensor] | None = None,
@@ -89,17 +92,17 @@ def score(
         raise ValueError(
             f"edit has {len(edit)} frames, source {len(given)}; expected as many, two at least"
         )
-    size = tuple(edit.shape[-2:])
-    frames = given if tuple(given.shape[-2:]) == size else resize(given, size)
+    size = size_of(edit)
+    frames = given if size_of(given) == size else resize(given, size)
     known = source if isinstance(source, Clip) else None
     out: list[Score] = []
 
-    def add(name: str, value: float | int, **settings) -> None:
+    def add(name: str, value: float | int, **settings: str | float | int) -> None:
         settings = {key.replace("_", " "): value for key, value in settings.items()}
         out.append(Score(name, value, settings))
 
     way, visible, how = _flow(known, given, flow)
-    if tuple(way.shape[-2:]) != size:
+    if size_of(way) != size:
         way, visible = resize_flow(way, visible, size)
     way, visible = way.to(edit.device), visible.to(edit.device)
     add("warp_error", warp_error(edit, way, visible), flow=how)
@@ -117,10 +120,10 @@ def score(
         add("success", clips.accuracy(images, target, words), CLIP=judge.name)
 
     pair = None if tokens is None else (tokens(edit), tokens(frames))
-    if structure is not None or pair is not None:
-        reader = tokens if structure is None else structure
-        both = pair if structure is None else (structure(edit), structure(frames))
-        add("structure_distance", fidelity.structure_distance(*both), tokens=_name(reader))
+    shapes = pair if structure is None else (structure(edit), structure(frames))
+    if shapes is not None:
+        value = fidelity.structure_distance(*shapes)
+        add("structure_distance", value, tokens=_name(structure or tokens))
     if pair is not None:
         if how == "exact":
             matches = matches_by_flow(way, visible, grid_of(pair[1], size), how="exact flow")
@@ -131,8 +134,8 @@ def score(
     if tracks is not None:
         add("motion_fidelity", fidelity.motion_fidelity(*tracks), tracks="given", still=0)
     elif pair is not None:
-        both = [_tracks(one, size) for one in pair]
-        value = fidelity.motion_fidelity(*both, still=STILL)
+        moved, moving = (_tracks(one, size) for one in pair)
+        value = fidelity.motion_fidelity(moved, moving, still=STILL)
         add("motion_fidelity", value, tracks=_name(tokens), still=STILL)
 
     mask = known.mask if mask is None and known is not None else mask
@@ -150,11 +153,14 @@ def _load(name: str) -> CLIP:
     return load_clip(name)
 
 
-def _name(reader) -> str:
-    return getattr(reader, "name", None) or getattr(reader, "__name__", type(reader).__name__)
+def _name(reader: object) -> str:
+    own = getattr(reader, "name", None) or getattr(reader, "__name__", None)
+    return str(own or type(reader).__name__)
 
 
-def _flow(source: Clip | None, frames: Tensor, flow) -> tuple[Tensor, Tensor, str]:
+def _flow(
+    source: Clip | None, frames: Tensor, flow: Flow | tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, str]:
     """(flow, visible, what it is) of the source, as asked for."""
     if isinstance(flow, tuple):
         return *flow, "given"
@@ -164,9 +170,9 @@ def _flow(source: Clip | None, frames: Tensor, flow) -> tuple[Tensor, Tensor, st
     if flow not in FLOWS:
         raise ValueError(f"flow={flow!r}; expected (flow, visible) or one of {', '.join(FLOWS)}")
     if flow == "exact":
-        if not exact:
+        if source is None or not exact:
             raise ValueError("flow='exact', but the source knows no flow; expected 'dis' or 'raft'")
-        return source.flow, source.visible, "exact"
+        return source.truth("flow"), source.truth("visible"), "exact"
     if flow == "raft":
         return *raft.estimate_flow(frames), "RAFT"
     return *estimate_flow(frames), "DIS"
@@ -180,7 +186,7 @@ def _tracks(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _resized(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    if mask.ndim != 3 or tuple(mask.shape[-2:]) == size:
+    if mask.ndim != 3 or size_of(mask) == size:
         return mask
     # a pixel is foreground where any it is drawn from is
     return F.adaptive_max_pool2d(mask[:, None].double(), size)[:, 0] > 0

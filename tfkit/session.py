@@ -6,9 +6,10 @@ same video cheaper.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,14 +17,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tfkit.checkpoints import step_files
+from tfkit.checks import check_whole
 from tfkit.correspondence import Field, nearest_neighbors
-from tfkit.diffusion import LatentDiffusion, check_whole
+from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import check_fits, ddim_step
-from tfkit.keyframes import check_keyframes
+from tfkit.keyframes import Indices, check_keyframes
 from tfkit.methods import Method, Moment, PlugAndPlay
 from tfkit.passes import Plan, StepPasses
-from tfkit.progress import stepping
-from tfkit.propagation import Propagation, TokenFlow
+from tfkit.progress import Begin, stepping
+from tfkit.propagation import Carrying, Propagation, TokenFlow
 from tfkit.steps import Steps, schedule_of
 from tfkit.tokens import extract_tokens
 from tfkit.trajectory import Trajectory
@@ -46,10 +48,10 @@ class EditSession:
         guidance: float | int = 7.5,
         method: Method = PlugAndPlay(),
         propagation: Propagation = TokenFlow(),
-        keyframes=None,
+        keyframes: Indices | None = None,
         seed: int = 0,
         batch: int = 8,
-    ):
+    ) -> None:
         check_fits(model, source)
         check_whole("batch", batch)
         self.model, self.source, self.batch = model, source, batch
@@ -57,10 +59,11 @@ class EditSession:
         self._latents: list[Tensor | None] = []  # before each step taken, and after the last
         self._noise: list[Tensor | None] = []  # predicted in each step taken
         self._rows: list[Tensor | None] = []  # keyframes at each of the source's timesteps
+        self._steps: Steps
         self.position = 0
         self._use(Plan(prompt, negative_prompt, guidance, method, propagation), keyframes, seed)
 
-    def _use(self, plan: Plan, keyframes, seed: int) -> None:
+    def _use(self, plan: Plan, keyframes: Indices | None, seed: int) -> None:
         """Takes up a plan from the present position on; nothing changes where it does not fit."""
         check_whole("seed", seed, least=0)
         frames, steps = len(self.source), len(self.source.timesteps)
@@ -82,10 +85,8 @@ class EditSession:
             self.model, self.source, plan, prepared, torch.cat(text), first, self._rows,
             schedule_of(self.model, plan, rows, prepared),
         )  # fmt: skip
-        self._latents, self._noise = (
-            self._latents[: self.position + 1],
-            self._noise[: self.position],
-        )
+        self._latents = self._latents[: self.position + 1]
+        self._noise = self._noise[: self.position]
 
     # Where it stands
 
@@ -94,7 +95,7 @@ class EditSession:
         """The noise predicted in the last step taken. ValueError before the first."""
         if not self.position:
             raise ValueError("nothing is predicted before the first step; call step()")
-        return self._noise[self.position - 1]
+        return _kept(self._noise, self.position - 1)
 
     @property
     def plan(self) -> Plan:
@@ -108,7 +109,7 @@ class EditSession:
 
     @property
     def latents(self) -> Float[Tensor, "f c h w"]:
-        return self._latents[self.position]
+        return _kept(self._latents, self.position)
 
     @property
     def keyframes(self) -> list[Int[Tensor, " k"] | None]:
@@ -136,7 +137,7 @@ class EditSession:
         """The clean frames that the last step taken headed for. ValueError before the first."""
         noise, step = self.noise, self.position - 1
         alpha = self.model.alpha(self.timesteps[step])
-        clean = (self._latents[step] - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+        clean = (_kept(self._latents, step) - (1 - alpha) ** 0.5 * noise) / alpha**0.5
         return self.model.decode(clean, size=self.source.size, batch=self.batch)
 
     def fields(self, layer: str) -> Field:
@@ -144,7 +145,7 @@ class EditSession:
 
         Raises ValueError for a layer that is not there and where there are no keyframes.
         """
-        row = self._row("fields")
+        propagation, row = self._carrying("fields")
         t = self.timesteps[self.last]
         parts: list[Tensor] = []
         for frames in torch.arange(len(self.source)).split(self.batch):
@@ -155,7 +156,7 @@ class EditSession:
             with self.plan.method.during(now):
                 tokens = extract_tokens(
                     self.model, self.source.part(t, frames), timestep=t, layers=layer,
-                    kind=self.plan.propagation.field_of, batch=self.batch,
+                    kind=propagation.field_of, batch=self.batch,
                 )  # fmt: skip
             if len(tokens) != 1:
                 raise ValueError(
@@ -168,21 +169,21 @@ class EditSession:
 
     def weights(self) -> Float[Tensor, "f k"]:
         """How much each frame takes from each keyframe of the step; rows add up to 1."""
-        row = self._row("weights")
+        propagation, row = self._carrying("weights")
         count = len(self.source)
-        near = self.plan.propagation.neighbors(torch.arange(count), row, count)
+        near = propagation.neighbors(torch.arange(count), row, count)
         out = torch.zeros(count, len(row), dtype=torch.float64)
         out.scatter_add_(1, near.first[:, None], near.weight[:, None].double())
         rest = torch.where(near.blended, 1 - near.weight.double(), 0.0)
         return out.scatter_add_(1, near.second[:, None], rest[:, None])
 
-    def _row(self, what: str) -> Tensor:
+    def _carrying(self, what: str) -> tuple[Carrying, Tensor]:
+        """The propagation and its keyframes of the step, where it carries tokens."""
+        propagation = self.plan.propagation
         row = self._rows[min(self._steps.first + self.last, len(self._rows) - 1)]
-        if row is None or not hasattr(self.plan.propagation, "neighbors"):
-            raise ValueError(
-                f"no {what}: {self.plan.propagation!r} carries no tokens; use tfkit.TokenFlow()"
-            )
-        return row
+        if row is None or not isinstance(propagation, Carrying):
+            raise ValueError(f"no {what}: {propagation!r} carries no tokens; use tfkit.TokenFlow()")
+        return propagation, row
 
     # Moving
 
@@ -203,7 +204,7 @@ class EditSession:
             begin(end)
         return self
 
-    def _bar(self, show: bool, end: int):
+    def _bar(self, show: bool, end: int) -> AbstractContextManager[Begin]:
         return stepping("edit", end, self.position, len(self.source), show=show)
 
     def restore(self, latents: Tensor, noise: Tensor) -> "EditSession":
@@ -285,7 +286,7 @@ class EditSession:
     def _take(self, tick: Callable[[int], object]) -> None:
         """Computes the step from the present position; all of it or nothing is kept."""
         model, step = self.model, self.position
-        t, x = self.timesteps[step], self._latents[step]
+        t, x = self.timesteps[step], self.latents
         noise, self.batch = self._steps.predict(step, x, self.batch, tick)
         after = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
         latents = ddim_step(x, noise, model.alpha(t), model.alpha(after))
@@ -309,7 +310,9 @@ class EditSession:
 
     # Changing what comes
 
-    def change(self, *, keyframes=None, seed: int = 0, **settings) -> "EditSession":
+    def change(
+        self, *, keyframes: Indices | None = None, seed: int = 0, **settings: Any
+    ) -> "EditSession":
         """From here on with other settings: prompt, negative_prompt, guidance, method, propagation.
 
         Steps beyond are forgotten; keyframes are drawn anew or given. Returns itself. Raises
@@ -332,6 +335,13 @@ class EditSession:
         twin.__dict__.update(self.__dict__)
         twin._latents, twin._noise, twin._rows = map(list, (self._latents, self._noise, self._rows))
         return twin
+
+
+def _kept(values: list[Tensor | None], at: int) -> Tensor:
+    """What is there at the session's own step: only what lies behind it is ever forgotten."""
+    value = values[at]
+    assert value is not None
+    return value
 
 
 def _texts(plan: Plan, source: Trajectory) -> list[str]:

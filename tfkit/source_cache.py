@@ -51,7 +51,7 @@ class SourceCache:
     def put(self, schedule: str, t: int, part: int | None, features: Features) -> bool:
         """Keeps a part where the budget allows, at the cost of other schedules; whether it did."""
         size = sum(tensor.nbytes for tensor in features.values())
-        sizes = self.sizes()
+        sizes = dict(self.sizes())
         own = sizes.pop(schedule, 0)
         if own + size > self.budget:
             return False
@@ -111,6 +111,7 @@ class SourceCache:
 
     def _file(self, schedule: str, t: int, part: int | None) -> Path:
         which = "" if part is INDEX else f"-{part:04d}"
+        assert self.folder is not None, "in memory there are no files"
         return self.folder / schedule / f"t{t:04d}{which}.safetensors"
 
     def __repr__(self) -> str:

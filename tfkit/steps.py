@@ -103,7 +103,7 @@ class Steps:
                 passes.keeps = StepWriter(cache, *where, self.schedule not in cache.sizes())
         return passes
 
-    def _run(self, passes: StepPasses, attention, step: int, batch: int) -> Tensor:
+    def _run(self, passes: StepPasses, attention: Any, step: int, batch: int) -> Tensor:
         """The noise of every frame; what was read of the source is kept."""
         noise = self.plan.propagation.predict(
             passes, attention, len(self.source), self.rows[self.first + step], batch
@@ -115,7 +115,7 @@ class Steps:
     def _keep(self, step: int, writer: StepWriter) -> None:
         """Keeps what was read of the source in a step, for edits to come, while there is room."""
         cache, left = self.source.cache, len(self.timesteps) - step
-        one = cache.sizes()[self.schedule] if writer.finish() else writer.bytes
+        one = cache.sizes()[writer.schedule] if writer.finish() else writer.bytes
         whole = left * one
         if writer.first and whole > cache.budget:
             warnings.warn(
@@ -126,7 +126,9 @@ class Steps:
             )
 
 
-def schedule_of(model: LatentDiffusion, plan: Plan, rows: Tensor | None, prepared) -> str | None:
+def schedule_of(
+    model: LatentDiffusion, plan: Plan, rows: Tensor | None, prepared: Any
+) -> str | None:
     """A digest of all that the source's features depend on besides the trajectory itself.
 
     None where the propagation reads no source alone, or where something cannot be told: what an

@@ -12,16 +12,18 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tfkit import hooks
 from tfkit.attention import attend, project
+from tfkit.checks import check_frames, check_whole
 from tfkit.correspondence import nearest_neighbors
-from tfkit.diffusion import LatentDiffusion, check_frames, check_whole
+from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import check_fits, sample
 from tfkit.trajectory import Trajectory
-from tfkit.video import Clip
+from tfkit.video import Clip, size_of
 
 
 @dataclass(eq=False)
@@ -36,7 +38,7 @@ class SwapAttention:
     match: Literal["nearest", "random"] = "nearest"
     swaps: bool = True
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
+    def __call__(self, attn: Attention, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         if not self.swaps or attn not in self.layers:
             return attend(attn, *project(attn, hidden_states))
         own = attend(attn, *project(attn, hidden_states[: len(hidden_states) // 2]))
@@ -116,7 +118,7 @@ def rebuild_from_latents(
 ) -> Float[Tensor, "f 3 h w"]:
     """The baseline in the VAE: every latent replaced by the most similar one of frame ``key``."""
     frames = check_frames(frames)
-    return model.decode(_swapped(model.encode(frames), key, 1), size=tuple(frames.shape[-2:]))
+    return model.decode(_swapped(model.encode(frames), key, 1), size=size_of(frames))
 
 
 def _swapped(images: Float[Tensor, "f c h w"], key: int, patch: int) -> Tensor:

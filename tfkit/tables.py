@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,12 +22,17 @@ from tfkit import metrics
 from tfkit.checks import check_whole
 from tfkit.codec import replacing
 from tfkit.control import ControlNet
+from tfkit.diffusion import LatentDiffusion
 from tfkit.evaluation import COLUMNS, evaluate, need_pandas, summary
 from tfkit.loading import load
 from tfkit.menagerie.tasks import Task, benchmark
 from tfkit.methods import Plain, PlugAndPlay, SDEdit
 from tfkit.propagation import ExtendedAttention, FirstFrame, PerFrame, TokenFlow
+from tfkit.trajectory import Trajectory
 from tfkit.video import Clip
+
+if TYPE_CHECKING:
+    import pandas
 
 STORED = Path(__file__).parent / "tables.csv"
 GUIDANCE, INTERVAL = 4, 4  # classifier-free guidance; frames for each keyframe
@@ -77,7 +82,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
 }
 
 
-def _decoded(model, source, prompt) -> Tensor:
+def _decoded(model: LatentDiffusion, source: Trajectory, prompt: str) -> Tensor:
     return model.decode(source.clean, size=source.size)
 
 
@@ -120,7 +125,7 @@ def measure(
     prompts: int = 3,
     steps: int = 16,
     contenders: Mapping[str, Any] = CONTENDERS,
-    **settings,
+    **settings: Any,
 ) -> "pandas.DataFrame":
     """Edits and reconstructions, measured; settings: more of :func:`tfkit.evaluate`.
 
@@ -134,7 +139,7 @@ def measure(
     return pandas.concat([edits, rebuilt], ignore_index=True)
 
 
-def write_table(path: str | Path, table: "pandas.DataFrame", **made_with) -> Path:
+def write_table(path: str | Path, table: "pandas.DataFrame", **made_with: Any) -> Path:
     """Writes a table as CSV, under one comment line of JSON that says what it was made with."""
     model = load()
     about = {
@@ -151,14 +156,15 @@ def beside_the_paper(table: "pandas.DataFrame") -> "pandas.DataFrame":
     """Our rows of Plug-and-Play beside the paper's: each measured, and over its own per frame."""
     pandas = need_pandas("tfkit.tables")
     ours, base = summary(table[table.metric != "psnr"]).rows, "PnP, per frame"
-    rows = {}
+    rows, paper_base = {}, PAPER[base].warp
     for name, theirs in _SAME.items():
         warp, paper = ours[name]["warp_error"], PAPER[theirs]
+        assert paper.warp is not None and paper_base is not None, "the paper has these rows whole"
         rows[theirs] = {
             ("warp error ×10³", "tfkit"): warp.text(),
             ("warp error ×10³", "paper"): f"{paper.warp:.1f}",
             ("over per frame", "tfkit"): f"{float(warp) / float(ours[base]['warp_error']):.2f}",
-            ("over per frame", "paper"): f"{paper.warp / PAPER[base].warp:.2f}",
+            ("over per frame", "paper"): f"{paper.warp / paper_base:.2f}",
             ("CLIP-T", "tfkit"): ours[name]["text_alignment"].text(),
             ("CLIP-T", "paper"): f"{paper.clip:.2f}",
         }

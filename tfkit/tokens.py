@@ -21,12 +21,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tfkit import hooks
-from tfkit.checks import check_choice
+from tfkit.checks import check_choice, check_latents, check_whole, is_whole
 from tfkit.codec import replacing
 from tfkit.conditions import latent_depth
-from tfkit.diffusion import LatentDiffusion, check_latents, check_whole, is_whole
+from tfkit.diffusion import LatentDiffusion
 from tfkit.trajectory import Trajectory
-from tfkit.video import Clip
+from tfkit.video import Clip, size_of
 
 Kind = Literal["output", "input", "query", "key", "value", "cross", "residual"]
 KINDS = get_args(Kind)
@@ -89,7 +89,7 @@ def noised(
         given = model.encode(given)
     check_latents(given)
     clean = given.to(model.device, model.precision)
-    depth = latent_depth(model, depth, len(clean), tuple(clean.shape[2:]))
+    depth = latent_depth(model, depth, len(clean), size_of(clean))
     return Noised(clean, prompt, model.scheduler.alphas_cumprod, ensemble, seed, depth)
 
 
@@ -158,7 +158,15 @@ def _modules(kind: Kind) -> str:
     return {"cross": "attn2", "residual": "resnets"}.get(kind, "attn1")
 
 
-def _pass(model, source, t: int, text: Tensor, names, kind: Kind, batch: int) -> dict[str, Tensor]:
+def _pass(
+    model: LatentDiffusion,
+    source: Trajectory | Noised,
+    t: int,
+    text: Tensor,
+    names: Iterable[str],
+    kind: Kind,
+    batch: int,
+) -> dict[str, Tensor]:
     """One timestep: every frame once through the UNet, an ensemble's draws averaged."""
     latents, ensemble = source.at(t), getattr(source, "ensemble", 1)
     recorded = {name: name + _PART.get(kind, "") for name in names}

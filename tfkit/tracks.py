@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tfkit.correspondence import similarity
+from tfkit.video import size_of
 
 Size = tuple[int, int]
 
@@ -127,7 +128,7 @@ def propagate_labels(
     Raises ValueError for settings out of range and tokens that do not fit the picture.
     """
     _check_frame(tokens, start)
-    grid = grid_of(tokens, tuple(labels.shape))
+    grid = grid_of(tokens, size_of(labels))
     if not 1 <= neighbors <= tokens.shape[1] or temperature <= 0:
         raise ValueError(
             f"neighbors={neighbors!r}, temperature={temperature!r}: expected 1 to "

@@ -44,7 +44,7 @@ class Origin:
     @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) of the frames, None for latents."""
-        return tuple(self.shape[2:]) if self.shape[1] == 3 else None
+        return (self.shape[2], self.shape[3]) if self.shape[1] == 3 else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +66,17 @@ class Trajectory:
 
     def at(self, t: int | Tensor) -> Float[Tensor, "f c h w"]:
         """Latents at timestep ``t``. Raises ValueError for a timestep it does not pass."""
-        if isinstance(t, Tensor):
-            t = t.item()
-        if t not in self.timesteps:
+        asked = t.item() if isinstance(t, Tensor) else t
+        if asked not in self.timesteps:
             near = ""
-            if isinstance(t, Real):
-                near = f"; the nearest one is {min(self.timesteps, key=lambda own: abs(own - t))}"
+            if isinstance(asked, Real):
+                nearest = min(self.timesteps, key=lambda own: abs(own - asked))
+                near = f"; the nearest one is {nearest}"
             raise ValueError(
-                f"timestep {t!r} is not on this trajectory of {len(self.timesteps)} steps{near} "
-                "(see .timesteps)"
+                f"timestep {asked!r} is not on this trajectory of {len(self.timesteps)} "
+                f"steps{near} (see .timesteps)"
             )
-        return self.latents[int(t)]
+        return self.latents[int(asked)]
 
     @property
     def clean(self) -> Float[Tensor, "f c h w"]:
@@ -143,7 +143,7 @@ class Folder(Mapping):
         save_tensors(self._file(t), {"latents": latents})
 
     def __contains__(self, t: object) -> bool:
-        return self._file(t).is_file()
+        return isinstance(t, int) and self._file(t).is_file()
 
     def __iter__(self) -> Iterator[int]:
         found = (_LEVEL.fullmatch(file.stem) for file in self.path.glob("*.safetensors"))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from torch import Tensor
 
 from tfkit import codec
 from tfkit.codec import DEFAULT_FPS
+
+if TYPE_CHECKING:
+    import IPython.display
 
 MOVIES = (".mp4", ".mov", ".mkv", ".m4v")
 TRUTH = ("flow", "visible", "parts", "mask", "depth")
@@ -44,7 +48,7 @@ class Clip:
     """
 
     frames: Float[Tensor, "f 3 h w"]
-    fps: Real = DEFAULT_FPS
+    fps: float | int = DEFAULT_FPS
     caption: str = ""
     flow: Float[Tensor, "f-1 2 h w"] | None = None
     visible: Bool[Tensor, "f-1 h w"] | None = None
@@ -52,7 +56,7 @@ class Clip:
     mask: Bool[Tensor, "f h w"] | None = None
     depth: Int[Tensor, "f h w"] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         f, _, h, w = as_frames(self.frames).shape
         _check_fps(self.fps)
         for name in TRUTH:
@@ -67,7 +71,13 @@ class Clip:
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> Float[Tensor, "3 h w"]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Clip": ...
+
+    def __getitem__(self, index: int | slice) -> "Tensor | Clip":
         if not isinstance(index, slice):
             return self.frames[index]
         start, stop, step = index.indices(len(self))
@@ -84,6 +94,13 @@ class Clip:
             known[name] = known[name][index]
         return Clip(self.frames[index], self.fps / step, self.caption, **known)
 
+    def truth(self, name: str) -> Tensor:
+        """What is known under a name of TRUTH; ValueError where this clip does not know it."""
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"this clip knows no {name}; those of tfkit.menagerie.film do")
+        return value
+
     def __repr__(self) -> str:
         f, _, h, w = self.frames.shape
         known = ", ".join(name for name in TRUTH if getattr(self, name) is not None)
@@ -95,7 +112,7 @@ class Clip:
         return _player(self, caption=self.caption)
 
 
-def as_frames(frames, name: str = "frames") -> Float[Tensor, "f 3 h w"]:
+def as_frames(frames: object, name: str = "frames") -> Float[Tensor, "f 3 h w"]:
     """Frames of a clip or the tensor itself, (f, 3, h, w), f >= 1; ValueError for anything else."""
     frames = frames.frames if isinstance(frames, Clip) else frames
     if not isinstance(frames, Tensor):
@@ -111,7 +128,13 @@ def as_frames(frames, name: str = "frames") -> Float[Tensor, "f 3 h w"]:
     return frames
 
 
-def to_uint8(frames, name: str = "frames") -> Iterator[np.ndarray]:
+def size_of(pictures: Tensor) -> tuple[int, int]:
+    """Height and width of pictures or latents (..., h, w)."""
+    h, w = pictures.shape[-2:]
+    return h, w
+
+
+def to_uint8(frames: object, name: str = "frames") -> Iterator[np.ndarray]:
     """Frames in [0, 1] as (h, w, 3) bytes, one at a time; up to 1e-3 outside [0, 1] is rounding.
 
     NaN, infinity and values further out raise ValueError here, before the first frame is taken.
@@ -148,17 +171,18 @@ def resize(frames: Clip | Tensor, size: int | tuple[int, int]) -> Float[Tensor, 
     return wide.clamp(0, 1).to(frames.dtype)
 
 
-def target_size(size, h: int, w: int) -> tuple[int, int]:
+def target_size(size: int | tuple[int, int], h: int, w: int) -> tuple[int, int]:
     """The (h, w) that `size` asks of frames of h x w."""
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size,)
     if len(sides) > 2 or any(not isinstance(n, Integral) or n < 1 for n in sides) or not sides:
         raise ValueError(f"size={size!r}; expected a positive integer (the shorter side) or (h, w)")
     if len(sides) == 2:
-        return sides
-    return tuple(max(1, round(side * sides[0] / min(h, w))) for side in (h, w))
+        return sides[0], sides[1]
+    height, width = (max(1, round(side * sides[0] / min(h, w))) for side in (h, w))
+    return height, width
 
 
-def _check_fps(fps) -> None:
+def _check_fps(fps: float | int) -> None:
     if not isinstance(fps, Real) or not 0 < fps <= 1000:
         raise ValueError(f"fps={fps!r}; expected frames a second, more than 0 and at most 1000")
 
@@ -166,7 +190,7 @@ def _check_fps(fps) -> None:
 def write_video(
     path: str | os.PathLike,
     frames: Clip | Tensor | Iterable[Tensor],
-    fps: Real | None = None,
+    fps: float | int | None = None,
     *,
     crf: int = 18,
 ) -> Path:
@@ -208,7 +232,9 @@ def check_output(path: str | os.PathLike) -> Path:
 _NUMBERED = re.compile(r"\d{4,}\.png")
 
 
-def _to_write(frames, fps, crf) -> tuple[Real, Iterator[np.ndarray]]:
+def _to_write(
+    frames: Clip | Tensor | Iterable[Tensor], fps: float | int | None, crf: int
+) -> tuple[float, Iterator[np.ndarray]]:
     """The rate and the frames as bytes; what is in memory is checked before a file is touched."""
     if not isinstance(crf, Integral) or not 0 <= crf <= 51:
         raise ValueError(f"crf={crf!r}; expected an integer from 0 (lossless) to 51 (smallest)")
@@ -216,16 +242,16 @@ def _to_write(frames, fps, crf) -> tuple[Real, Iterator[np.ndarray]]:
         fps = frames.fps if isinstance(frames, Clip) else DEFAULT_FPS
     _check_fps(fps)
     if isinstance(frames, Clip | Tensor) or not isinstance(frames, Iterable):
-        return fps, to_uint8(frames)
+        return float(fps), to_uint8(frames)
     chunks = iter(frames)
     first = next(chunks, None)
     if first is None:
         raise ValueError("frames hold no chunk; expected one of (n, 3, h, w) or more")
     rest = (one for chunk in chunks for one in to_uint8(chunk))
-    return fps, chain(to_uint8(first), rest)
+    return float(fps), chain(to_uint8(first), rest)
 
 
-def video_bytes(frames: Clip | Tensor, fps: Real | None = None, *, crf: int = 26) -> bytes:
+def video_bytes(frames: Clip | Tensor, fps: float | int | None = None, *, crf: int = 26) -> bytes:
     """The mp4 of `write_video`, in memory, for a page to embed; equal frames give equal bytes."""
     fps, pixels = _to_write(frames, fps, crf)
     memory = io.BytesIO()
@@ -233,7 +259,9 @@ def video_bytes(frames: Clip | Tensor, fps: Real | None = None, *, crf: int = 26
     return memory.getvalue()
 
 
-def show(frames: Clip | Tensor, fps: Real | None = None, *, caption: str | None = None):
+def show(
+    frames: Clip | Tensor, fps: float | int | None = None, *, caption: str | None = None
+) -> "IPython.display.HTML":
     """Play frames in a notebook: an IPython HTML object, waiting for the reader to press play.
 
     Embedded with at most 384 pixels on the shorter side; small clips are shown enlarged.
@@ -243,7 +271,9 @@ def show(frames: Clip | Tensor, fps: Real | None = None, *, caption: str | None 
     return HTML(_player(frames, fps, caption))
 
 
-def _player(frames: Clip | Tensor, fps: Real | None = None, caption: str | None = None) -> str:
+def _player(
+    frames: Clip | Tensor, fps: float | int | None = None, caption: str | None = None
+) -> str:
     if isinstance(frames, Clip):
         fps, caption = fps or frames.fps, frames.caption if caption is None else caption
     pixels = as_frames(frames)

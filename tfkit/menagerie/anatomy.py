@@ -56,7 +56,8 @@ def pose(
 
     phase: radians (f,) -> two complex tensors (f, parts) of twice its precision.
     """
-    rotations, origins = [], []
+    rotations: list[Tensor] = []
+    origins: list[Tensor] = []
     for part in animal.parts:
         amplitude, frequency, shift, offset = part.swing
         angle = part.angle + amplitude * (offset + torch.sin(frequency * phase + shift))

@@ -85,6 +85,7 @@ def _rgb(color: str, rng: random.Random) -> Float[Tensor, " 3"]:
 
 
 def _dye(look: Look, rng: random.Random) -> Dye:
+    assert look.color is not None and look.coat is not None, "drawn by _complete"
     base = _rgb(look.color, rng)
     pale = rng.random() < 0.35
     strength = rng.uniform(0.36, 0.5)
@@ -134,6 +135,7 @@ def stage(description: Description, frames: int, seed: int, start: int = 0) -> S
         look = _complete(look, group)
         dye = _dye(look, group)
         dye = replace(dye, shift=dye.shift + complex(own.random(), own.random()) * (i > 0))
+        assert look.species is not None, "drawn by _complete"
         animal = species.build(look.species, look.accessory)
         near = own.uniform(0, 1)  # how near to the camera: lower in the picture and larger
         foot_y = ground.horizon + 16 + near * (108 - ground.horizon - 4) + 4

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+Channels = tuple[float, float, float] | Float[Tensor, "3 *n"]
 PARALLAX = 0.35  # how much slower the far layer passes
 _SWELL = 3.6  # pixels that the horizon rises and falls at the most
 
@@ -33,12 +34,12 @@ class Ground:
 def random_ground(name: str, rng: random.Random) -> Ground:
     """Draws light, tint, horizon and texture; the same numbers whatever ``name`` is."""
     horizon = rng.uniform(52, 72)
-    tint = tuple(1 + rng.uniform(-0.09, 0.07) for _ in range(3))
+    r, g, b = (1 + rng.uniform(-0.09, 0.07) for _ in range(3))
     warmth, brightness = rng.uniform(-0.07, 0.09), rng.uniform(0.86, 1.05)
-    light = tuple(brightness * (1 + k * warmth) for k in (1.0, 0.15, -1.0))
+    red, green, blue = (brightness * (1 + k * warmth) for k in (1.0, 0.15, -1.0))
     phase, sun = rng.uniform(0, 4000), (rng.uniform(18, 110), rng.uniform(14, 32))
     lattice = torch.tensor([rng.random() for _ in range(4096)], dtype=torch.float32)
-    return Ground(name, horizon, tint, light, phase, sun, lattice.reshape(64, 64))
+    return Ground(name, horizon, (r, g, b), (red, green, blue), phase, sun, lattice.reshape(64, 64))
 
 
 def noise(
@@ -61,7 +62,7 @@ def _ramp(x: Tensor) -> Tensor:
     return x.clamp(0, 1)
 
 
-def _mix(a, b, share: Float[Tensor, "*n"]) -> Float[Tensor, "3 *n"]:
+def _mix(a: Channels, b: Channels, share: Float[Tensor, "*n"]) -> Float[Tensor, "3 *n"]:
     """Colours ``a`` and ``b`` (triples, or stacked channels), ``share`` of it ``b``."""
     return torch.stack([a[c] * (1 - share) + b[c] * share for c in range(3)])
 

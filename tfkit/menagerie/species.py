@@ -5,6 +5,7 @@ builder with a row of measures each.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -14,7 +15,7 @@ from tfkit.menagerie.anatomy import Animal, Part
 DOWN = math.pi / 2
 
 
-class _Parts(list):
+class _Parts(list[Part]):
     """The parts of an animal so far."""
 
     def add(self, *args, **kwargs) -> int:
@@ -166,7 +167,7 @@ def _fish() -> Animal:
     return Animal(tuple(b), 0.42, 0.13, 0.035, flight=0.3)
 
 
-_SPECIES = {
+_SPECIES: dict[str, Callable[[], Animal]] = {
     "cat": partial(
         _quadruped,
         length=0.56, hip=0.17, chest=0.165, leg=0.34, leg_r=0.062, neck=0.1, neck_angle=0.9,
@@ -225,7 +226,7 @@ def build(species: str, accessory: str | None = None) -> Animal:
     return replace(animal, parts=tuple(parts))
 
 
-def _hat(parts: _Parts):
+def _hat(parts: _Parts) -> None:
     head, on = parts.first("head", "body")
     if on.name == "head":
         top, up, width = complex(on.length * 0.5, -on.r1 * 0.78), -DOWN, on.r1 * 0.95
@@ -248,12 +249,12 @@ def _band(parts: _Parts, thick: float) -> tuple[int, float]:
     return parts.add("accessory", neck, at, turn, 2 * half, thick, thick, "accessory", 5), half
 
 
-def _scarf(parts: _Parts):
+def _scarf(parts: _Parts) -> None:
     band, half = _band(parts, 0.06)
     parts.add("accessory", band, complex(half * 0.5, 0), 0.9, 0.26, 0.05, 0.06, "accessory", 8,
               (0.25, 2.0, 0.0, 0.0))  # its end flutters  # fmt: skip
 
 
-def _collar(parts: _Parts):
+def _collar(parts: _Parts) -> None:
     band, half = _band(parts, 0.032)
     parts.add("accessory", band, complex(2 * half, 0), 0.0, 0.02, 0.042, 0.042, "gold", 8)

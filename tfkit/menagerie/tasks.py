@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tfkit.menagerie.casting import complete
-from tfkit.menagerie.vocabulary import ATTRIBUTES, Description, change, compose
+from tfkit.menagerie.vocabulary import ATTRIBUTES, Description, attribute, change, compose
 from tfkit.menagerie.world import film
 from tfkit.video import Clip
 
@@ -96,6 +96,7 @@ def _changes(scene: Description, round: int) -> Iterator[Change]:
         kinds.insert(0, "species")
     for kind in kinds:
         words = FOUR_LEGGED if kind == "species" else ATTRIBUTES[kind]
-        before = scene.ground if kind == "ground" else getattr(look, kind)
+        before = attribute(scene, kind)
+        assert before is not None, "complete() leaves nothing open"
         after = words[(words.index(before) + _FIRST_STEP[kind] + round) % len(words)]
         yield Change(compose(change(scene, **{kind: after})), kind, before, after)

@@ -186,11 +186,16 @@ def compose(description: Description) -> str:
     return f"{text} {_PHRASES[description.ground]}" if description.ground else text
 
 
-def change(description: Description, **attributes: str) -> Description:
+def change(description: Description, **attributes: str | None) -> Description:
     """The description with attributes of its first animals, or the ground, replaced."""
     ground = attributes.pop("ground", description.ground)
     (look, count), *others = description.groups
     return Description(((replace(look, **attributes), count), *others), ground)
+
+
+def attribute(description: Description, kind: str) -> str | None:
+    """What the description says of its ground or of its first animal; None is left open."""
+    return description.ground if kind == "ground" else getattr(description.looks[0], kind)
 
 
 def _some(value: str | None, share: float, rng: random.Random) -> str | None:

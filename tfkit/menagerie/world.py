@@ -10,6 +10,7 @@ where a larger number covers the place it moves to.
 Memory: 1.4 MB a frame while filming, 0.6 MB a frame kept; only a few frames are drawn at once.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral
 
@@ -31,7 +32,7 @@ SOFT = 0.5  # pixels on either side of a part's outline over which its colour fa
 
 
 @contextmanager
-def _one_thread():
+def _one_thread() -> Iterator[None]:
     """Operations this small gain nothing from several threads, and where those share the work
     depends on their number: with one, clips are the same to the last bit on any number of cores.
     """

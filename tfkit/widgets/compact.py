@@ -3,25 +3,23 @@
 Memory: of one layer's tokens float32 once more; of true places the tracks of one frame's pixels.
 """
 
-import io
 import math
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float16, Float32, UInt8
-from PIL import Image
 from torch import Tensor
 
+from tfkit.codec import encoded
 from tfkit.tracks import Size, follow_flow, grid_of, token_centers
-from tfkit.video import as_frames, resize, to_uint8
+from tfkit.video import Clip, as_frames, resize, size_of, to_uint8
 
 LEAST = 8  # dimensions; with fewer, what is similar is mostly chance
 HIDDEN = 255  # in packed places; 0 to 254 go from the first to the last pixel
 
 
-def grids_of(features, f: int, size: Size) -> dict[str, Size]:
+def grids_of(features: object, f: int, size: Size) -> dict[str, Size]:
     """The grid of each layer; ValueError where features do not fit the frames or one another."""
     if not isinstance(features, Mapping) or not features:
         raise ValueError(
@@ -56,7 +54,7 @@ def width_for(features: Mapping, room: float) -> int:
     return width
 
 
-def count_bytes(value) -> int:
+def count_bytes(value: object) -> int:
     """The bytes of all bytes in nested lists and dicts."""
     if isinstance(value, (dict, list)):
         return sum(map(count_bytes, value.values() if isinstance(value, dict) else value))
@@ -91,7 +89,7 @@ def true_places(
     Forwards the flow is followed. Backwards it is inverted: of all pixels of the earlier frame, the
     one that arrives nearest, within a pixel. What was hidden once stays so, either way.
     """
-    size, f = tuple(flow.shape[-2:]), len(flow) + 1
+    size, f = size_of(flow), len(flow) + 1
     centers, pixels = token_centers(grid, size), token_centers(size, size)
     places = torch.full((f, len(centers), f, 2), math.nan)
     for i in range(f):
@@ -104,7 +102,9 @@ def true_places(
     return places
 
 
-def _origins(pixels, there, seen, centers, size: Size) -> Float32[Tensor, "n 2"]:
+def _origins(
+    pixels: Tensor, there: Tensor, seen: Tensor, centers: Tensor, size: Size
+) -> Float32[Tensor, "n 2"]:
     """Which of the pixels that are now ``there`` has come to each centre, (n, 2) or NaN."""
     h, w = size
     arrived = torch.full((h, w), -1)
@@ -140,19 +140,13 @@ def truth_grid(frames: int, size: Size, budget: float) -> Size:
     return max(1, int(rows)), max(1, int(rows * w / h))
 
 
-def pictures(frames, longest: int = 256) -> list[bytes]:
+def pictures(frames: Clip | Tensor, longest: int = 256) -> list[bytes]:
     """Frames as WebP files, made smaller where a side is above ``longest`` pixels."""
     frames = as_frames(frames)
     h, w = frames.shape[-2:]
     shrink = min(1.0, longest / max(h, w))
     small = resize(frames.float(), (max(1, round(h * shrink)), max(1, round(w * shrink))))
-    return [_webp(pixels) for pixels in to_uint8(small)]
-
-
-def _webp(pixels: np.ndarray) -> bytes:
-    memory = io.BytesIO()
-    Image.fromarray(pixels).save(memory, "WEBP", quality=92)
-    return memory.getvalue()
+    return [encoded(pixels, "WEBP", quality=92) for pixels in to_uint8(small)]
 
 
 def _sides(size: Size) -> Tensor:

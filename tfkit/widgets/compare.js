@@ -8,9 +8,9 @@ const HELP = "Space: play. Left, Right: step; Home, End: first, last. W: wipe, D
 
 function render({ model, el }) {
   const { names, size: [h, w], films, error } = model.get("_data"), count = films[0].length;
-  const stop = new AbortController(), listen = { signal: stop.signal };
+  const held = hold(model, () => model.get("playing") ? 250 : 60), { listen, set } = held;
   const brush = new OffscreenCanvas(w, h).getContext("2d", { willReadFrequently: true });
-  let drawing = 0, saving = 0, telling = 0, mean = null, cells = [], zoom = 1, shown = -1;
+  let drawing = 0, telling = 0, mean = null, cells = [], zoom = 1, shown = -1;
 
   const root = element(el, "div", { className: "tfkit-compare", role: "group" });
   root.dataset.lmSuppressShortcuts = "true"; // or JupyterLab would take our keys for its own
@@ -28,20 +28,8 @@ function render({ model, el }) {
 
   // --- Traits and view ---
 
-  function set(name, value) {
-    model.set(name, value);
-    saving ||= setTimeout(save, model.get("playing") ? 250 : 60); // the kernel hears enough
-  }
-  function save() {
-    clearTimeout(saving);
-    saving = 0;
-    try {
-      model.save_changes();
-    } catch { /* the kernel is gone; the view goes on without it */ }
-  }
   function follow(name, action) {
-    model.on(`change:${name}`, action);
-    stop.signal.addEventListener("abort", () => model.off(`change:${name}`, action));
+    held.on(`change:${name}`, action);
     action();
   }
   function on(made, event, action) {
@@ -105,7 +93,7 @@ function render({ model, el }) {
     const starts = !model.get("playing");
     if (starts && !model.get("loop") && model.get("frame") === count - 1) set("frame", 0);
     set("playing", starts);
-    save();
+    held.save();
   }
   function advance(passed) {
     const to = model.get("frame") + passed, end = to >= count - 1 && !model.get("loop");
@@ -130,7 +118,7 @@ function render({ model, el }) {
   // --- The picture ---
 
   function redraw() {
-    if (!stop.signal.aborted) drawing ||= requestAnimationFrame(draw);
+    if (!held.left()) drawing ||= requestAnimationFrame(draw);
   }
   /** The clips that the view shows, by number. */
   function seen() {
@@ -289,12 +277,11 @@ function render({ model, el }) {
   const observer = new ResizeObserver(redraw);
   observer.observe(root);
   return () => {
-    stop.abort();
+    held.leave();
     observer.disconnect();
     clock.stop();
     cancelAnimationFrame(drawing);
     clearTimeout(telling);
-    if (saving) save();
     reel.close();
     root.remove();
   };

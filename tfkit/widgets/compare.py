@@ -7,6 +7,7 @@ picture (`films`) and draws, subtracts and plays by itself, so it goes on withou
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import anywidget
 import traitlets
@@ -35,7 +36,7 @@ class VideoCompare(anywidget.AnyWidget):
     traitlets.TraitError for a trait's value that is not there.
     """
 
-    _esm = page.source("film.js", "compare.js")
+    _esm = page.source("page.js", "film.js", "compare.js")
     _css = page.source("compare.css")
     # no echo: of a frame that has already passed, it would set the page back
     frame = traitlets.Int(0, min=0).tag(sync=True, echo_update=False)
@@ -49,7 +50,7 @@ class VideoCompare(anywidget.AnyWidget):
     fps = traitlets.Float(DEFAULT_FPS, min=0.1, max=240).tag(sync=True)
     _data = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, *clips, fps: float | int | None = None, budget: float | int = 8):
+    def __init__(self, *clips: Any, fps: float | int | None = None, budget: float | int = 8):
         given = _named(clips)
         if len(given) < 2:
             raise ValueError(f"{len(given)} clips; expected two or more, or a mapping of names")
@@ -101,7 +102,7 @@ class VideoCompare(anywidget.AnyWidget):
         return figure
 
     @traitlets.validate("frame")
-    def _one_frame(self, proposal) -> int:
+    def _one_frame(self, proposal: traitlets.Bunch) -> int:
         if proposal["value"] not in range(len(next(iter(self._frames.values())))):
             raise traitlets.TraitError(
                 f"frame={proposal['value']!r}: expected 0 to {len(self) - 1}"
@@ -109,7 +110,7 @@ class VideoCompare(anywidget.AnyWidget):
         return proposal["value"]
 
     @traitlets.validate("left", "right")
-    def _one_clip(self, proposal) -> str:
+    def _one_clip(self, proposal: traitlets.Bunch) -> str:
         if proposal["value"] not in self._frames:
             name = proposal["trait"].name
             raise traitlets.TraitError(
@@ -117,7 +118,7 @@ class VideoCompare(anywidget.AnyWidget):
             )
         return proposal["value"]
 
-    def _repr_mimebundle_(self, **options):
+    def _repr_mimebundle_(self, **options: Any) -> Any:
         """The widget, and for readers without a kernel what it shows now."""
         return with_picture(super()._repr_mimebundle_(**options), self.figure()._repr_png_())
 
@@ -130,7 +131,7 @@ class VideoCompare(anywidget.AnyWidget):
         )
 
 
-def _named(clips) -> dict[str, object]:
+def _named(clips: tuple) -> dict[str, object]:
     """Clips by name: the mapping's, or their own caption or prompt, or their number."""
     if len(clips) == 1 and isinstance(clips[0], Mapping):
         return {str(name): clip for name, clip in clips[0].items()}

@@ -8,6 +8,7 @@ the same from the same bytes. Memory: these, and one layer's tokens once more wh
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import numpy as np
@@ -17,13 +18,14 @@ from jaxtyping import Float, Float16
 from torch import Tensor
 
 from tfkit import overlays
-from tfkit.diffusion import LatentDiffusion, check_whole
+from tfkit.checks import check_whole
+from tfkit.diffusion import LatentDiffusion
 from tfkit.pca import TokenPCA
 from tfkit.plots import Sheet
 from tfkit.tokens import Kind, Noised, extract_features
 from tfkit.tracks import grid_of, read_at
 from tfkit.trajectory import Trajectory
-from tfkit.video import Clip, as_frames
+from tfkit.video import Clip, as_frames, size_of
 from tfkit.widgets import compact, page
 from tfkit.widgets.twin import with_picture
 
@@ -45,16 +47,16 @@ class PCAExplorer(anywidget.AnyWidget):
     that is none.
     """
 
-    _esm = page.source("tokens.js", "view.js", "components.js")
+    _esm = page.source("tokens.js", "page.js", "view.js", "components.js")
     _css = page.source("components.css")
     layer = traitlets.Unicode().tag(sync=True)
     timestep = traitlets.Int().tag(sync=True)
     basis = traitlets.Enum(BASES, "joint").tag(sync=True)
-    components = traitlets.List([0, 1, 2]).tag(sync=True)
-    strength = traitlets.List([1.0, 1.0, 1.0]).tag(sync=True)
+    components: "traitlets.List[Any]" = traitlets.List([0, 1, 2]).tag(sync=True)
+    strength: "traitlets.List[Any]" = traitlets.List([1.0, 1.0, 1.0]).tag(sync=True)
     opacity = traitlets.Float(0.85, min=0, max=1).tag(sync=True)
-    line = traitlets.List().tag(sync=True)
-    probe = traitlets.List().tag(sync=True)
+    line: "traitlets.List[Any]" = traitlets.List().tag(sync=True)
+    probe: "traitlets.List[Any]" = traitlets.List().tag(sync=True)
     _data = traitlets.Dict().tag(sync=True)
 
     def __init__(
@@ -67,9 +69,13 @@ class PCAExplorer(anywidget.AnyWidget):
     ):
         check_whole("most", most, LEAST)
         self._frames = as_frames(clip).detach().float().cpu()
-        self.size = h, w = tuple(self._frames.shape[-2:])
+        self.size = h, w = size_of(self._frames)
         grids = compact.grids_of(features, len(self._frames), self.size)
-        data = {"size": self.size, "frames": compact.pictures(self._frames), "tokens": []}
+        data: dict[str, Any] = {
+            "size": self.size,
+            "frames": compact.pictures(self._frames),
+            "tokens": [],
+        }
         room = budget * 1e6 - compact.count_bytes(data)
         places = len(BASES) * sum(x.shape[0] * x.shape[1] for x in features.values())
         self.count = min([most, int(room // (2 * places)), *_sides(features)])
@@ -82,7 +88,12 @@ class PCAExplorer(anywidget.AnyWidget):
         self._shares: dict[tuple, Tensor] = {}
         self._kept: dict[tuple, float] = {}
         for (t, name), tokens in features.items():
-            held = {"timestep": t, "layer": name, "grid": grids[name], "width": self.count}
+            held: dict[str, Any] = {
+                "timestep": t,
+                "layer": name,
+                "grid": grids[name],
+                "width": self.count,
+            }
             for basis, (shares, energy) in compress(tokens, self.count).items():
                 self._shares[t, name, basis] = shares
                 held |= {basis: shares.numpy().tobytes(), f"{basis}_energy": energy}
@@ -102,7 +113,7 @@ class PCAExplorer(anywidget.AnyWidget):
         timesteps: Iterable[int],
         layers: str | Iterable[str],
         kind: Kind = "output",
-        **options,
+        **options: Any,
     ) -> "PCAExplorer":
         """Of the features of a video; without its clip, over what its latents decode to."""
         features = extract_features(model, source, timesteps=timesteps, layers=layers, kind=kind)
@@ -187,7 +198,7 @@ class PCAExplorer(anywidget.AnyWidget):
         return start + share * (end - start)
 
     @traitlets.validate("layer", "timestep")
-    def _there(self, proposal):
+    def _there(self, proposal: traitlets.Bunch) -> str | int:
         name, value = proposal["trait"].name, proposal["value"]
         known = sorted({key[name == "layer"] for key in self._kept})
         if value not in known:
@@ -195,7 +206,7 @@ class PCAExplorer(anywidget.AnyWidget):
         return value
 
     @traitlets.validate("components", "strength", "line", "probe")
-    def _numbers(self, proposal) -> list:
+    def _numbers(self, proposal: traitlets.Bunch) -> list:
         name, value = proposal["trait"].name, proposal["value"]
         (h, w), f = self.size, len(self._frames)
         numbers = all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
@@ -217,7 +228,7 @@ class PCAExplorer(anywidget.AnyWidget):
             raise traitlets.TraitError(f"{name} is {value!r}: expected {wanted}")
         return list(value)
 
-    def _repr_mimebundle_(self, **options):
+    def _repr_mimebundle_(self, **options: Any) -> Any:
         """The widget, and for readers without a kernel what it shows now."""
         return with_picture(super()._repr_mimebundle_(**options), self.figure()._repr_png_())
 

@@ -5,11 +5,12 @@ from Python does what the menus do. A film is made at once, a picture by the mod
 """
 
 import io
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import ipywidgets as widgets
 import traitlets
-from PIL import Image
 from torch import Tensor
 
 from tfkit import codec
@@ -79,27 +80,27 @@ class CaptionComposer(widgets.VBox):
         self._show()
 
     @traitlets.validate("caption")
-    def _understood(self, proposal) -> str:
+    def _understood(self, proposal: traitlets.Bunch) -> str:
         try:
             vocabulary.parse(proposal["value"])
         except ValueError as error:
             raise traitlets.TraitError(str(error)) from None
         return proposal["value"]
 
-    def _typed(self, change):
+    def _typed(self, change: traitlets.Bunch) -> None:
         try:
             self.caption = change["new"]
         except traitlets.TraitError as error:
             self._message.value = str(error)
 
-    def _chosen(self, change):
+    def _chosen(self, change: traitlets.Bunch) -> None:
         """A menu was set: the caption says what all of them say."""
         said = {n: None if m.value == OPEN else m.value for n, m in self._menus.items()}
         ground, count = said.pop("ground"), MENUS["number"].index(said.pop("number")) + 1
         look = vocabulary.Look(**said)
         self.caption = vocabulary.compose(vocabulary.Description(((look, count),), ground))
 
-    def _show(self, change=None):
+    def _show(self, change: traitlets.Bunch | None = None) -> None:
         """Menus, text and film follow the caption and the seed."""
         description = vocabulary.parse(self.caption)
         (look, count), *_ = description.groups
@@ -113,7 +114,7 @@ class CaptionComposer(widgets.VBox):
         clip = world.film(self.caption, frames=self._frames, seed=self.seed)
         pictures, film = [*to_uint8(resize(clip, ZOOM))], io.BytesIO()
         codec.write_gif(film, pictures, clip.fps)
-        self._film.value, self._still = film.getvalue(), _png(pictures[0])
+        self._film.value, self._still = film.getvalue(), codec.encoded(pictures[0], "PNG")
         self._film.alt = f"Film of {self.caption}"
 
     def generate(self) -> Tensor:
@@ -123,14 +124,15 @@ class CaptionComposer(widgets.VBox):
         self._button.disabled, self._message.value = True, "painting, some seconds ..."
         try:
             made = generate(self._model, self.caption, guidance=4, seed=self.seed, progress=False)
-            self._picture.value = _png(*to_uint8(resize(made, ZOOM)))
+            (pixels,) = to_uint8(resize(made, ZOOM))
+            self._picture.value = codec.encoded(pixels, "PNG")
             self._picture.layout.display = ""
             self._picture.alt = f"The model's picture of {self.caption}"
         finally:
             self._button.disabled, self._message.value = False, ""
         return made[0]
 
-    def _repr_mimebundle_(self, **options):
+    def _repr_mimebundle_(self, **options: Any) -> Any:
         """The widget, and for readers without a kernel its first frame."""
         return with_picture(super()._repr_mimebundle_(**options), self._still)
 
@@ -138,18 +140,12 @@ class CaptionComposer(widgets.VBox):
 class _unobserved:
     """Sets a widget's value without being told of it."""
 
-    def __init__(self, widget, handler):
+    def __init__(self, widget: widgets.Widget, handler: Callable):
         self.stop = partial(widget.unobserve, handler, "value")
         self.start = partial(widget.observe, handler, "value")
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self.stop()
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.start()
-
-
-def _png(pixels) -> bytes:
-    memory = io.BytesIO()
-    Image.fromarray(pixels).save(memory, "PNG")
-    return memory.getvalue()

@@ -1,20 +1,7 @@
 // The page's half of tfkit.widgets.CorrespondenceExplorer. The model's traits are the truth: a view
 // draws them, and sets them when it is touched. What it computes with is in tokens.js: no kernel.
 
-// Okabe and Ito's colours, which the colour-blind can tell apart; shapes and numbers say it again
-const PINS = ["#e69f00", "#56b4e9", "#cc79a7", "#f0e442", "#0072b2", "#009e73"];
 const TRUE = "#d55e00";
-const GAP = 8, CAPTION = 18; // pixels of the page: between frames, above each
-
-function stroke(pen, path, color, wide = 2) {
-  for (const [style, width] of [["#000", wide + 2], [color, wide]]) {
-    pen.strokeStyle = style;
-    pen.lineWidth = width;
-    pen.beginPath();
-    path();
-    pen.stroke();
-  }
-}
 const MARKS = {
   probe: (pen, x, y) => {
     stroke(pen, () => pen.arc(x, y, 6, 0, 7), "#fff");
@@ -30,27 +17,20 @@ const MARKS = {
 };
 
 function pinMark(pen, x, y, number, own) {
-  pen.fillStyle = PINS[number % PINS.length];
+  pen.fillStyle = COLORS[number % COLORS.length];
   stroke(pen, () => own ? pen.rect(x - 7, y - 7, 14, 14) : pen.arc(x, y, 7, 0, 7), pen.fillStyle);
   pen.fill();
-  pen.fillStyle = number % PINS.length > 3 ? "#fff" : "#000";
+  pen.fillStyle = number % COLORS.length > 3 ? "#fff" : "#000";
   pen.textAlign = "center";
   pen.fillText(number + 1, x, y + 4);
 }
 
-function element(parent, tag, properties = {}, words = "") {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(words);
-  parent.append(made);
-  return made;
-}
-
 function render({ model, el }) {
   const data = model.get("_data"), size = data.size, [h, w] = size, count = data.frames.length;
-  const stop = new AbortController(), listen = { signal: stop.signal };
+  const held = hold(model), { listen, set } = held;
   const decoded = new Map(), images = Array(count).fill(null);
   const brush = document.createElement("canvas");
-  let found, tracks, cells, zoom, laidOut, sharp, ink, drawing = 0, saving = 0, telling = 0;
+  let found, tracks, cells, zoom, laidOut, sharp, ink, drawing = 0, telling = 0;
 
   const root = element(el, "div", { className: "tfkit-explorer" });
   root.dataset.lmSuppressShortcuts = "true"; // or JupyterLab would take our keys for its own
@@ -66,27 +46,12 @@ function render({ model, el }) {
 
   // --- Traits and view ---
 
-  function set(name, value) {
-    model.set(name, value);
-    saving ||= setTimeout(save, 60); // the page runs at its own pace, the kernel hears enough
-  }
-  function save() {
-    clearTimeout(saving);
-    saving = 0;
-    try {
-      model.save_changes();
-    } catch { /* the kernel is gone; the view goes on without it */ }
-  }
-  function follow(name, action) {
-    model.on(`change:${name}`, action);
-    stop.signal.addEventListener("abort", () => model.off(`change:${name}`, action));
-  }
   function control(name, tag, properties, read, options = []) {
     const made = element(element(bar, "label", {}, name), tag, properties);
     for (const [value, words] of options) element(made, "option", { value }, words);
     const show = () => { made.value = model.get(name); };
     made.addEventListener("input", () => set(name, read(made.value)), listen);
-    follow(name, show);
+    held.on(`change:${name}`, show);
     show();
   }
 
@@ -122,10 +87,10 @@ function render({ model, el }) {
   }
 
   function redraw() {
-    if (!stop.signal.aborted) drawing ||= requestAnimationFrame(draw);
+    if (!held.left()) drawing ||= requestAnimationFrame(draw);
   }
   for (const name of ["probe", "layer", "timestep", "pins", "contrast", "opacity"]) {
-    follow(name, () => {
+    held.on(`change:${name}`, () => {
       if (name === "probe" || name === "layer" || name === "timestep") found = null;
       if (name === "pins" || name === "layer" || name === "timestep") tracks = null;
       redraw();
@@ -213,7 +178,7 @@ function render({ model, el }) {
     pen.globalAlpha = 1;
     tracks.forEach(({ matches, truth }, number) => {
       const line = (places) => () => places.forEach((place) => place && pen.lineTo(...at(place)));
-      stroke(pen, line(matches), PINS[number % PINS.length], 1);
+      stroke(pen, line(matches), COLORS[number % COLORS.length], 1);
       if (truth) stroke(pen, line(truth), TRUE, 1);
       const pinned = model.get("pins")[number], mine = pinned[0] === i;
       pinMark(pen, ...at(mine ? pinned.slice(1) : matches[i]), number, mine);
@@ -317,11 +282,10 @@ function render({ model, el }) {
   const observer = new ResizeObserver(layout);
   observer.observe(root);
   return () => {
-    stop.abort();
+    held.leave();
     observer.disconnect();
     cancelAnimationFrame(drawing);
     clearTimeout(telling);
-    if (saving) save();
     root.remove();
   };
 }

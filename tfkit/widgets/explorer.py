@@ -6,20 +6,22 @@ page computes by itself (``tokens.js``) on tokens made small (`compact`), so it 
 and outlives the kernel; the methods here compute the same from the same bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import torch
 import traitlets
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
 
 from tfkit import correspondence, overlays
 from tfkit.plots import Sheet
 from tfkit.tracks import Size, grid_of, read_at, token_centers, track_points
-from tfkit.video import Clip, as_frames
+from tfkit.video import Clip, as_frames, size_of
 from tfkit.widgets import compact, page
 from tfkit.widgets.twin import with_picture
 
@@ -39,12 +41,12 @@ class CorrespondenceExplorer(anywidget.AnyWidget):
     that is not there.
     """
 
-    _esm = page.source("tokens.js", "explorer.js")
+    _esm = page.source("tokens.js", "page.js", "view.js", "explorer.js")
     _css = page.source("explorer.css")
-    probe = traitlets.List().tag(sync=True)
+    probe: "traitlets.List[Any]" = traitlets.List().tag(sync=True)
     layer = traitlets.Unicode().tag(sync=True)
     timestep = traitlets.Int().tag(sync=True)
-    pins = traitlets.List().tag(sync=True)
+    pins: "traitlets.List[Any]" = traitlets.List().tag(sync=True)
     contrast = traitlets.Float(0.5, min=0, max=0.98).tag(sync=True)
     opacity = traitlets.Float(0.7, min=0, max=1).tag(sync=True)
     _data = traitlets.Dict().tag(sync=True)
@@ -58,22 +60,27 @@ class CorrespondenceExplorer(anywidget.AnyWidget):
         truth: bool | None = None,
     ):
         self._frames = as_frames(clip).detach().float().cpu()
-        self.size = tuple(self._frames.shape[-2:])
+        self.size = size_of(self._frames)
         known = isinstance(clip, Clip) and clip.flow is not None and clip.visible is not None
         if truth and not known:
             raise ValueError("truth=True, but the clip carries no flow and visible; leave it None")
         grids = compact.grids_of(features, len(self._frames), self.size)
-        data = {"size": self.size, "frames": compact.pictures(self._frames), "truth": None}
-        self._places = None
-        if known and truth is not False:
+        data: dict[str, Any] = {
+            "size": self.size,
+            "frames": compact.pictures(self._frames),
+            "truth": None,
+        }
+        self._places: tuple[Size, Tensor] | None = None
+        if isinstance(clip, Clip) and known and truth is not False:
             grid = compact.truth_grid(len(self._frames), self.size, SHARE * budget * 1e6)
-            packed = compact.pack_places(
-                compact.true_places(clip.flow.cpu(), clip.visible.cpu(), grid), self.size
-            )
+            flow, visible = clip.truth("flow").cpu(), clip.truth("visible").cpu()
+            packed = compact.pack_places(compact.true_places(flow, visible, grid), self.size)
             self._places = grid, compact.unpack_places(packed, self.size)
             data["truth"] = {"grid": grid, "places": packed.numpy().tobytes()}
         width = compact.width_for(features, budget * 1e6 - compact.count_bytes(data))
-        self._tokens, self._kept, data["tokens"] = {}, {}, []
+        self._tokens: dict[tuple[int, str], Tensor] = {}
+        self._kept: dict[tuple[int, str], float] = {}
+        data["tokens"] = []
         for (t, name), tokens in features.items():
             small, self._kept[t, name] = compact.reduce_tokens(tokens, width)
             self._tokens[t, name] = small
@@ -155,22 +162,22 @@ class CorrespondenceExplorer(anywidget.AnyWidget):
         return figure
 
     @traitlets.validate("probe")
-    def _one_point(self, proposal) -> list:
+    def _one_point(self, proposal: traitlets.Bunch) -> list:
         return self._checked(proposal["value"], "probe")
 
     @traitlets.validate("pins")
-    def _points(self, proposal) -> list:
+    def _points(self, proposal: traitlets.Bunch) -> list:
         return [self._checked(pin, "a pin") for pin in proposal["value"]]
 
     @traitlets.validate("layer", "timestep")
-    def _there(self, proposal):
+    def _there(self, proposal: traitlets.Bunch) -> str | int:
         name, value = proposal["trait"].name, proposal["value"]
         known = sorted({key[name == "layer"] for key in self._tokens})
         if value not in known:
             raise traitlets.TraitError(f"{name}={value!r}: expected one of {known}")
         return value
 
-    def _checked(self, point, name: str) -> list:
+    def _checked(self, point: Any, name: str) -> list:
         (h, w), f = self.size, len(self._frames)
         good = isinstance(point, (list, tuple)) and len(point) == 3
         good = good and all(isinstance(value, (int, float)) for value in point)
@@ -182,14 +189,14 @@ class CorrespondenceExplorer(anywidget.AnyWidget):
             )
         return [int(point[0]), *point[1:]]
 
-    def _tracks(self, points) -> Float[Tensor, "f m 2"]:
+    def _tracks(self, points: list[list]) -> Float[Tensor, "f m 2"]:
         found = torch.empty(len(self._frames), len(points), 2)
         for k, (frame, x, y) in enumerate(points):
             at = torch.tensor([[x, y]], dtype=torch.float32)
             found[:, k] = track_points(self.tokens, at, self.size, start=frame)[0][:, 0]
         return found
 
-    def _repr_mimebundle_(self, **options):
+    def _repr_mimebundle_(self, **options: Any) -> Any:
         """The widget, and for readers without a kernel what it shows now."""
         return with_picture(super()._repr_mimebundle_(**options), self.figure()._repr_png_())
 
@@ -213,8 +220,8 @@ def _start(clip: Clip | Tensor, size: Size) -> list:
     return [0, (w - 1) / 2, (h - 1) / 2]
 
 
-def _mark(axes, place, shape: str, color: str) -> None:
+def _mark(axes: Axes, place: Iterable, shape: str, color: str) -> None:
     outline = [Stroke(linewidth=4, foreground="black"), Normal()]
     x, y = (float(v) for v in place)
-    style = {"markersize": 8, "markeredgecolor": color, "markeredgewidth": 2}
-    axes.plot(x, y, shape, markerfacecolor="none", path_effects=outline, **style)
+    axes.plot(x, y, shape, markersize=8, markerfacecolor="none", markeredgecolor=color,
+              markeredgewidth=2, path_effects=outline)  # fmt: skip

@@ -76,10 +76,3 @@ function metronome(tick) {
     },
   };
 }
-
-function element(parent, tag, properties = {}, words = "") {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(words);
-  parent.append(made);
-  return made;
-}

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from tfkit.codec import encoded
 from tfkit.tracks import Size
 from tfkit.video import as_frames, resize, to_uint8
 
@@ -30,12 +31,13 @@ TRIED = 3  # frames of each clip that tell how large all of them will be
 class Films:
     """WebP files [clip][frame] of one size (h, w); error: RMS of the levels 0 to 255."""
 
-    files: list
+    files: list[list[bytes]]
     size: Size
     error: float
 
     @property
     def nbytes(self) -> int:
+        """What all the files take."""
         return sum(len(file) for film in self.files for file in film)
 
 
@@ -66,17 +68,21 @@ def pack(clips: Sequence[Tensor], budget: float | int, *, longest: int = 768) ->
     h, w = clips[0].shape[-2:]
     fitting = min(1.0, longest / max(h, w))
     for shrink in SHRINK:
-        size = tuple(max(1, round(side * fitting * shrink)) for side in (h, w))
+        size = round(h * fitting * shrink) or 1, round(w * fitting * shrink) or 1
         if shrink < 1 and min(size) < LEAST:
             break
         small = [resize(clip, size) for clip in clips]
         few = [clip[:: max(1, len(clip) // TRIED)] for clip in small]
         for quality in QUALITIES:
-            trial = [[_webp(pixels, quality) for pixels in to_uint8(clip)] for clip in few]
+            trial = [
+                [encoded(pixels, "WEBP", **quality) for pixels in to_uint8(clip)] for clip in few
+            ]
             sizes = [len(file) for film in trial for file in film]
             if sum(sizes) / len(sizes) * sum(map(len, small)) > budget:
                 continue
-            files = [[_webp(pixels, quality) for pixels in to_uint8(clip)] for clip in small]
+            files = [
+                [encoded(pixels, "WEBP", **quality) for pixels in to_uint8(clip)] for clip in small
+            ]
             films = Films(files, size, _error(few, trial))
             if films.nbytes <= budget:
                 return films
@@ -86,10 +92,8 @@ def pack(clips: Sequence[Tensor], budget: float | int, *, longest: int = 768) ->
     )
 
 
-def _webp(pixels: np.ndarray, quality: dict) -> bytes:
-    memory = io.BytesIO()
-    Image.fromarray(pixels).save(memory, "WEBP", **quality)
-    return memory.getvalue()
+def _files(clip: Tensor, quality: dict) -> list[bytes]:
+    return [encoded(pixels, "WEBP", **quality) for pixels in to_uint8(clip)]
 
 
 def _error(clips: Sequence[Tensor], films: list[list[bytes]]) -> float:

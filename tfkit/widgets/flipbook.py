@@ -11,7 +11,6 @@ from typing import Any
 
 import ipywidgets as widgets
 import traitlets
-from PIL import Image
 from torch import Tensor
 
 from tfkit import codec
@@ -70,17 +69,17 @@ class Flipbook(widgets.VBox):
         self.key = tuple(choices[0] for choices in values)
 
     @traitlets.validate("key")
-    def _there(self, proposal) -> tuple:
+    def _there(self, proposal: traitlets.Bunch) -> tuple:
         key = tuple(proposal["value"])
         if key not in self._pages:
             raise traitlets.TraitError(f"key={key!r}: expected one of {list(self._pages)}")
         return key
 
-    def _moved(self, axis: int, change) -> None:
+    def _moved(self, axis: int, change: traitlets.Bunch) -> None:
         if self.key and self.key[axis] != change["new"]:
             self.key = (*self.key[:axis], change["new"], *self.key[axis + 1 :])
 
-    def _show(self, change=None) -> None:
+    def _show(self, change: traitlets.Bunch | None = None) -> None:
         """Sliders and picture follow the key."""
         for slider, value in zip(self._sliders, self.key, strict=True):
             slider.value = value
@@ -88,7 +87,7 @@ class Flipbook(widgets.VBox):
         named = zip(self._axes, self.key, strict=True)
         self._image.alt = ", ".join(f"{name} {value}" for name, value in named)
 
-    def _repr_mimebundle_(self, **options):
+    def _repr_mimebundle_(self, **options: Any) -> Any:
         """The widget, and for readers without a kernel the picture it shows."""
         still = _encoded(self._stills[self.key], self._size, 1)
         return with_picture(super()._repr_mimebundle_(**options), still)
@@ -99,8 +98,7 @@ def _encoded(frames: Tensor, size: int, fps: float | int) -> bytes:
     zoom = max(1, round(size / min(frames.shape[-2:])))
     h, w = (side * zoom for side in frames.shape[-2:])
     pixels, memory = [*to_uint8(resize(frames.float(), (h, w)))], io.BytesIO()
-    if len(pixels) > 1:
-        codec.write_gif(memory, pixels, fps)
-    else:
-        Image.fromarray(pixels[0]).save(memory, "PNG")
+    if len(pixels) == 1:
+        return codec.encoded(pixels[0], "PNG")
+    codec.write_gif(memory, pixels, fps)
     return memory.getvalue()

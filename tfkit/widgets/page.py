@@ -54,7 +54,9 @@ def source(*names: str) -> str:
     return "\n".join(Path(__file__).with_name(name).read_text("utf-8") for name in names)
 
 
-def write(path: str | Path, state: Mapping[str, Any], *, module: str, style: str, title: str):
+def write(
+    path: str | Path, state: Mapping[str, Any], *, module: str, style: str, title: str
+) -> Path:
     """Write one .html that shows the widget: ``state`` is JSON with bytes anywhere in it.
 
     module, style: the source of its ES module and CSS. Returns the path, which appears only once

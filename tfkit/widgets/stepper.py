@@ -6,13 +6,13 @@ each message of the page, so that a stop arrives between two of them: nothing is
 """
 
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
-from string import ascii_uppercase
+from typing import Any
 
 import anywidget
-import torch
 import traitlets
 from jaxtyping import Float
 from torch import Tensor
@@ -22,13 +22,14 @@ from tfkit.checks import check_whole
 from tfkit.plots import Sheet
 from tfkit.session import EditSession
 from tfkit.tokens import layer_table
+from tfkit.video import size_of
 from tfkit.widgets import page
+from tfkit.widgets.branches import SETTINGS, Branches
 from tfkit.widgets.kernel import interruptible, where_cells_run
 from tfkit.widgets.stops import Stops, describe, is_new, passes
 from tfkit.widgets.twin import with_picture
 
 PLACES = 1024  # tokens of the layer that fields are shown of at first, at most
-SETTINGS = ("prompt", "negative_prompt", "guidance")
 
 
 class EditStepper(anywidget.AnyWidget):
@@ -45,7 +46,7 @@ class EditStepper(anywidget.AnyWidget):
     trait's value that is not there; sessions and traits then stay as they were.
     """
 
-    _esm = page.source("tokens.js", "view.js", "stepper.js")
+    _esm = page.source("tokens.js", "page.js", "view.js", "stepper.js")
     _css = page.source("stepper.css")
     branches = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
     active = traitlets.Unicode().tag(sync=True)
@@ -55,26 +56,27 @@ class EditStepper(anywidget.AnyWidget):
     guidance = traitlets.Float().tag(sync=True)
     seed = traitlets.Int(None, allow_none=True).tag(sync=True)
     layer = traitlets.Unicode().tag(sync=True)
-    probe = traitlets.List().tag(sync=True)
+    probe: "traitlets.List[Any]" = traitlets.List().tag(sync=True)
     fields = traitlets.Bool(True).tag(sync=True)
     together = traitlets.Bool(False).tag(sync=True)
     playing = traitlets.Bool(False).tag(sync=True)
-    progress = traitlets.List(read_only=True).tag(sync=True)
+    progress: "traitlets.List[Any]" = traitlets.List(read_only=True).tag(sync=True)
     message = traitlets.Unicode(read_only=True).tag(sync=True)
     _data = traitlets.Dict().tag(sync=True)
     _state = traitlets.Dict().tag(sync=True)
 
     def __init__(self, session: EditSession):
         model, source = session.model, session.source
-        whole = tuple(side * model.factor for side in source.clean.shape[-2:])
-        self._sessions, self._seeds, self._stops = {"A": session}, {"A": None}, Stops()
+        h, w = size_of(source.clean)
+        whole = h * model.factor, w * model.factor
+        self._branches, self._stops = Branches(session), Stops()
         self._grids = {x.name: x.size for x in layer_table(model, whole)}
         self.size, sizes = source.size or whole, {n: h * w for n, (h, w) in self._grids.items()}
         fits = [name for name, places in sizes.items() if places <= PLACES] or list(sizes)
         finest = max(fits, key=lambda name: (sizes[name], list(sizes).index(name)))
         layers = [{"name": name, "grid": grid} for name, grid in self._grids.items()]
         data = {"size": self.size, "frames": len(source), "layers": layers}
-        self._following = threading.get_ident()
+        self._following: int | None = threading.get_ident()
         super().__init__(_data=data, layer=finest)
         self._follow("A")
         self.on_msg(self._asked)
@@ -84,12 +86,12 @@ class EditStepper(anywidget.AnyWidget):
     @property
     def session(self) -> EditSession:
         """The active branch's."""
-        return self._sessions[self.active]
+        return self._branches[self.active]
 
     @property
     def sessions(self) -> dict[str, EditSession]:
         """Those of all branches, by name."""
-        return dict(self._sessions)
+        return dict(self._branches)
 
     def frames(self) -> Float[Tensor, "f 3 h w"]:
         """What is shown of the active branch: predicted clean frames, at first the source's."""
@@ -122,18 +124,10 @@ class EditStepper(anywidget.AnyWidget):
                 session.back(count)
         return self
 
-    def change(self, **settings) -> "EditStepper":
+    def change(self, **settings: Any) -> "EditStepper":
         """As the session's own, but keyframes stay unless they are given or redrawn."""
-        session, rows = self.session, self.session.keyframes
-        same = {k for k in SETTINGS if k in settings and settings[k] == getattr(session.plan, k)}
-        settings = {k: value for k, value in settings.items() if k not in same}
-        redrawn = settings.keys() & {"keyframes", "seed", "propagation"}
         with self._settling():
-            if settings and not redrawn and rows and rows[0] is not None:
-                session.change(keyframes=torch.stack(rows), **settings)
-            elif settings:
-                session.change(**settings)
-                self._seeds[self.active] = settings.get("seed")
+            self._branches.change(self.active, settings)
         return self
 
     def redraw(self, seed: int) -> "EditStepper":
@@ -142,21 +136,13 @@ class EditStepper(anywidget.AnyWidget):
 
     def branch(self, name: str | None = None) -> "EditStepper":
         """Another branch, which stands where the active one does, and is active now."""
-        letters = (f"{letter}{n or ''}" for n in count() for letter in ascii_uppercase)
-        name = name or next(letter for letter in letters if letter not in self._sessions)
-        if name in self._sessions:
-            raise ValueError(f"there is a branch {name!r} already; expected another name")
-        self._sessions[name] = self.session.branch()
-        self._seeds[name] = self._seeds[self.active]
-        self._follow(name)
+        self._follow(self._branches.fork(self.active, name))
         return self
 
     def drop(self, name: str) -> "EditStepper":
         """Forgets a branch; one stays. Returns itself."""
-        if name not in self._sessions or len(self._sessions) == 1:
-            raise ValueError(f"{name!r}: expected one of several branches, of {self.branches}")
-        del self._sessions[name], self._seeds[name]
-        self._follow(self.active if name != self.active else next(iter(self._sessions)))
+        self._branches.drop(name)
+        self._follow(self.active if name != self.active else next(iter(self._branches)))
         return self
 
     def refresh(self) -> "EditStepper":
@@ -167,12 +153,12 @@ class EditStepper(anywidget.AnyWidget):
     # Sessions and traits
 
     @traitlets.observe("active", "position", "seed", "playing", *SETTINGS)
-    def _set(self, change) -> None:
+    def _set(self, change: traitlets.Bunch) -> None:
         """A trait was set, from the page or from Python."""
         if self._following != threading.get_ident():
             where_cells_run(partial(self._go, change["name"], change["new"]))
 
-    def _go(self, name: str, value) -> None:
+    def _go(self, name: str, value: Any) -> None:
         """The session goes where a trait says, or the trait goes back."""
         with self._settling():
             if name == "position":
@@ -184,7 +170,7 @@ class EditStepper(anywidget.AnyWidget):
                 self.change(**{name: value})
 
     @contextmanager
-    def _settling(self):
+    def _settling(self) -> Iterator[None]:
         """However the block is left, nothing is under way and the traits are as the sessions."""
         try:
             yield
@@ -193,15 +179,15 @@ class EditStepper(anywidget.AnyWidget):
             self._follow(self.active)
 
     def _follow(self, active: str) -> None:
-        session, self._following = self._sessions[active], threading.get_ident()
+        session, self._following = self._branches[active], threading.get_ident()
         try:
-            state = {n: describe(s, self._stops.path(s)) for n, s in self._sessions.items()}
+            state = {n: describe(s, self._stops.path(s)) for n, s in self._branches.items()}
             self._stops.forget_all_but({n for known in state.values() for n in known["path"]})
             with self.hold_sync():
                 self._state = state
                 self.set_trait("branches", list(state))
                 self.active, self.position = active, session.position
-                self.seed = self._seeds[active]
+                self.seed = self._branches.seeds[active]
                 for name in SETTINGS:
                     setattr(self, name, getattr(session.plan, name))
                 if all(s.position == len(s.timesteps) for s in self._moving()):
@@ -211,7 +197,7 @@ class EditStepper(anywidget.AnyWidget):
 
     def _moving(self) -> list[EditSession]:
         """The sessions that a step is for."""
-        return list(self._sessions.values()) if self.together else [self.session]
+        return list(self._branches.values()) if self.together else [self.session]
 
     def _step(self, sessions: list[EditSession]) -> None:
         """One step of each, telling how far it is."""
@@ -228,17 +214,17 @@ class EditStepper(anywidget.AnyWidget):
 
     # The page
 
-    def _asked(self, widget, content: dict, buffers) -> None:
+    def _asked(self, widget: object, content: dict[str, Any], buffers: object) -> None:
         """What the page asks for."""
         where_cells_run(partial(self._do, content))
 
     def _do(self, content: dict) -> None:
         """Does it; an error is said in ``message`` and stops the playing."""
-        act = {
+        act: dict[str, Callable] = {
             "step": self._step_from, "back": self.back, "change": self.change,
             "branch": self.branch, "drop": self.drop,
         }  # fmt: skip
-        look = {"picture": self._send_picture, "field": self._send_field}
+        look: dict[str, Callable] = {"picture": self._send_picture, "field": self._send_field}
         try:
             do = content["do"]
             with interruptible():
@@ -260,9 +246,9 @@ class EditStepper(anywidget.AnyWidget):
 
     def _step_from(self, positions: dict) -> None:
         """Steps of branches that are still where the page saw them; of two views, one is late."""
-        still = [n for n, s in self._sessions.items() if positions.get(n) == s.position]
+        still = [n for n, s in self._branches.items() if positions.get(n) == s.position]
         with self._settling():
-            self._step([self._sessions[name] for name in still])
+            self._step([self._branches[name] for name in still])
 
     def _send_picture(self, stop: int) -> None:
         at = self._stops.get(stop)
@@ -278,22 +264,22 @@ class EditStepper(anywidget.AnyWidget):
     # Values that are none
 
     @traitlets.validate("active", "layer")
-    def _there(self, proposal) -> str:
+    def _there(self, proposal: traitlets.Bunch) -> str:
         name, value = proposal["trait"].name, proposal["value"]
-        known = list(self._sessions if name == "active" else self._grids)
+        known = list(self._branches if name == "active" else self._grids)
         if value not in known:
             raise traitlets.TraitError(f"{name}={value!r}: expected one of {known}")
         return value
 
     @traitlets.validate("position")
-    def _possible(self, proposal) -> int:
+    def _possible(self, proposal: traitlets.Bunch) -> int:
         value, steps = proposal["value"], len(self.session.timesteps)
         if not 0 <= value <= steps:
             raise traitlets.TraitError(f"position={value}: expected 0 to {steps} steps")
         return value
 
     @traitlets.validate("probe")
-    def _one_point(self, proposal) -> list:
+    def _one_point(self, proposal: traitlets.Bunch) -> list:
         point, (h, w), f = proposal["value"], self.size, self._data["frames"]
         good = len(point) == 3 and all(isinstance(value, (int, float)) for value in point)
         good = good and point[0] in range(f) and 0 <= point[1] < w and 0 <= point[2] < h
@@ -308,12 +294,12 @@ class EditStepper(anywidget.AnyWidget):
 
     def figure(self) -> Sheet:
         """What is shown of each branch, its keyframes framed."""
-        return self._stops.figure(self._sessions)
+        return self._stops.figure(self._branches)
 
-    def _repr_mimebundle_(self, **options):
+    def _repr_mimebundle_(self, **options: Any) -> Any:
         """The widget, and for readers without a kernel what it shows now."""
         return with_picture(super()._repr_mimebundle_(**options), self.figure()._repr_png_())
 
     def __repr__(self) -> str:
-        at = [f"{n} at {s.position} of {len(s.timesteps)}" for n, s in self._sessions.items()]
+        at = [f"{n} at {s.position} of {len(s.timesteps)}" for n, s in self._branches.items()]
         return f"EditStepper({self._data['frames']} frames, branches {', '.join(at)})"

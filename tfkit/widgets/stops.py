@@ -5,6 +5,7 @@ that were looked at; a few fields, three bytes for each token of each frame and 
 """
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from tfkit import overlays
 from tfkit.plots import Sheet, contact_sheet
+from tfkit.propagation import Carrying
 from tfkit.session import EditSession
 from tfkit.tracks import Size, token_centers
 from tfkit.widgets import compact
@@ -56,18 +58,20 @@ class Stop:
     def detail(self) -> dict:
         """Keyframes and weights; None where the propagation has none, or carries no tokens."""
         row = self.row
-        carries = row is not None and hasattr(self.session.plan.propagation, "neighbors")
+        carries = row is not None and isinstance(self.session.plan.propagation, Carrying)
         return {"keyframes": row, "weights": self.session.weights().tolist() if carries else None}
 
 
 class Stops:
     """Every stop by number: one for all branches and moments that it is the same for."""
 
-    def __init__(self):
-        self._numbers, self._stops = count(), {}
+    def __init__(self) -> None:
+        self._numbers = count()
+        self._stops: dict[int, Stop] = {}
         self._fields: dict[tuple, tuple] = {}  # by timestep, keyframes and layer
 
     def get(self, number: int) -> Stop | None:
+        """The stop of a number; None where it is forgotten, or never was."""
         return self._stops.get(number)
 
     def of(self, session: EditSession, position: int | None = None) -> Stop:
@@ -85,6 +89,7 @@ class Stops:
         return [self.of(session, i).number for i in range(len(session._latents))]
 
     def forget_all_but(self, numbers: set[int]) -> None:
+        """Lets go of the stops that no branch has on its path any more."""
         self._stops = {n: stop for n, stop in self._stops.items() if n in numbers}
 
     def field(self, stop: Stop, layer: str) -> Arrows:
@@ -115,7 +120,7 @@ class Stops:
         close = torch.from_numpy(similarity[frame, :, place] / 127.5 - 1)
         return torch.cat([at, close.float()[:, None]], 1)
 
-    def figure(self, sessions: dict[str, EditSession]) -> Sheet:
+    def figure(self, sessions: Mapping[str, EditSession]) -> Sheet:
         """Where sessions are, a row each, keyframes framed."""
         rows = {}
         for name, session in sessions.items():
@@ -170,7 +175,7 @@ class _Counted:
 
     edited = __call__
 
-    def read_source(self, frames: Tensor, attention) -> None:
+    def read_source(self, frames: Tensor, attention: object) -> None:
         self.count += not self.known
 
 

@@ -8,7 +8,7 @@ const GONE = "The kernel does not answer: it is busy, or gone. If it is gone, re
   + "study's cell again: what was saved is kept, and it goes on at this question.";
 
 function render({ model, el }) {
-  const stop = new AbortController(), listen = { signal: stop.signal };
+  const held = hold(model), { listen } = held;
   let reel = null, frame = 0, playing = !stillness(), begun = 0, drawing = 0, waiting = 0;
   let pending = null, sent = 0;
 
@@ -43,11 +43,6 @@ function render({ model, el }) {
   const status = element(root, "p", { className: "status", role: "status" });
   element(root, "p", { className: "keys" }, HELP);
 
-  function follow(event, action) {
-    model.on(event, action);
-    stop.signal.addEventListener("abort", () => model.off(event, action));
-  }
-
   // --- Films ---
 
   const clock = metronome((passed) => {
@@ -66,7 +61,7 @@ function render({ model, el }) {
     run();
   }
   function redraw() {
-    if (!stop.signal.aborted) drawing ||= requestAnimationFrame(draw);
+    if (!held.left()) drawing ||= requestAnimationFrame(draw);
   }
   function draw() {
     drawing = 0;
@@ -150,18 +145,18 @@ function render({ model, el }) {
     said.textContent = `${open}${why} `;
     alarm.hidden = false;
   }
-  follow("change:trial", show);
-  follow("change:problem", () => {
+  held.on("change:trial", show);
+  held.on("change:problem", () => {
     const words = model.get("problem");
     if (words && pending) warn(`It could not be written: ${words}.`);
   });
-  follow("msg:custom", () => {
+  held.on("msg:custom", () => {
     if (pending) return;
     clearTimeout(waiting);
     alarm.hidden = true;
   });
   const ask = () => pending ? send() : tell({ ping: true });
-  follow("comm_live_update", ask); // the notebook has lost the kernel, or found it again
+  held.on("comm_live_update", ask); // the notebook has lost the kernel, or found it again
   again.addEventListener("click", ask, listen);
   player.addEventListener("click", play, listen);
   root.addEventListener("keydown", (event) => {
@@ -179,7 +174,7 @@ function render({ model, el }) {
   const observer = new ResizeObserver(redraw);
   observer.observe(root);
   return () => {
-    stop.abort();
+    held.leave();
     observer.disconnect();
     clock.stop();
     cancelAnimationFrame(drawing);

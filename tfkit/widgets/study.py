@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import traitlets
@@ -46,7 +47,7 @@ class PreferenceStudy(anywidget.AnyWidget):
     for pairs that do not fit, and for a file that is another study's.
     """
 
-    _esm = page.source("film.js", "study.js")
+    _esm = page.source("page.js", "film.js", "study.js")
     _css = page.source("study.css")
     trial = traitlets.Int(0, read_only=True).tag(sync=True)
     total = traitlets.Int(0, read_only=True).tag(sync=True)
@@ -155,7 +156,7 @@ class PreferenceStudy(anywidget.AnyWidget):
             self.set_trait("prompt", self._questions[trial.question].prompt)
             self.set_trait("_data", {"films": shown, "size": packed.size, "fps": fps})
 
-    def _heard(self, _, content, buffers) -> None:
+    def _heard(self, _: object, content: dict[str, Any], buffers: object) -> None:
         """A word from the page: is anyone there, or an answer; one sent twice counts once."""
         if content.get("ping"):
             self.send({"pong": True})
@@ -163,13 +164,13 @@ class PreferenceStudy(anywidget.AnyWidget):
         if content.get("trial") != self.trial or not self._left:
             return
         try:
-            self.answer(content.get("choice"), content.get("seconds"))
+            self.answer(content.get("choice", ""), content.get("seconds"))
         except (OSError, ValueError) as error:
             # the system's own words, for the file's name might name a method
             words = getattr(error, "strerror", None) or type(error).__name__
             self.set_trait("problem", f"{words} (attempt {content.get('sent')})")
 
-    def _repr_mimebundle_(self, **options):
+    def _repr_mimebundle_(self, **options: Any) -> Any:
         """The widget, and for readers without a kernel the pair that is shown."""
         return with_picture(super()._repr_mimebundle_(**options), self.figure()._repr_png_())
 
@@ -212,7 +213,7 @@ def _digest(name: str, frames: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def _parts(pair, i: int) -> tuple[object, Mapping, str]:
+def _parts(pair: object, i: int) -> tuple[object, Mapping, str]:
     """Source, edits by name and prompt of one pair; ValueError for anything else."""
     if isinstance(pair, Mapping):
         strange = set(pair) - {"source", "edits", "prompt"}

@@ -1,5 +1,5 @@
-// What views of several widgets are made of: elements, marks, rows of frames, traits that are told
-// to the kernel at its pace. page.source puts this file before a view's own.
+// What views of tokens share: marks, and rows of frames. page.source puts this file, and before it
+// tokens.js and page.js, before a view's own.
 
 // Okabe and Ito's colours, which the colour-blind can tell apart; numbers say it again
 const COLORS = ["#e69f00", "#56b4e9", "#cc79a7", "#f0e442", "#0072b2", "#009e73"];
@@ -13,13 +13,6 @@ function stroke(pen, path, color, wide = 2) {
     path();
     pen.stroke();
   }
-}
-
-function element(parent, tag, properties = {}, words = "") {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(words);
-  parent.append(made);
-  return made;
 }
 
 /** The largest frames, h x w, of which all are seen at once: {zoom, cells: [[left, top]], high}. */
@@ -56,36 +49,4 @@ function placeOn({ cells, zoom }, [h, w], { offsetX, offsetY }) {
   const [left, top] = cells[i];
   return [i, clamp((offsetX - left) / zoom - 0.5, 0, w - 1),
     clamp((offsetY - top) / zoom - 0.5, 0, h - 1)];
-}
-
-/** A view's hold on its model: it sets traits, follows them, and lets go when it is left. */
-function hold(model) {
-  const stop = new AbortController(), listen = { signal: stop.signal };
-  let saving = 0, lost = () => {};
-  function save() {
-    clearTimeout(saving);
-    saving = 0;
-    try {
-      Promise.resolve(model.save_changes()).catch(() => lost());
-    } catch {
-      lost(); // the kernel is gone; the view goes on without it
-    }
-  }
-  return {
-    listen, save,
-    onLost: (action) => { lost = action; },
-    set(name, value) {
-      model.set(name, value);
-      saving ||= setTimeout(save, 60); // the page runs at its own pace, the kernel hears enough
-    },
-    on(event, action) {
-      model.on(event, action);
-      stop.signal.addEventListener("abort", () => model.off(event, action));
-    },
-    left: () => stop.signal.aborted,
-    leave() {
-      stop.abort();
-      if (saving) save();
-    },
-  };
 }

@@ -43,12 +43,6 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str], device) -> dict[str, Te
     return {"input_ids": out.input_ids.to(device)}
 
 
-def attribute(description: vocabulary.Description, kind: str) -> str:
-    """What the description says of its ground or of its first animal."""
-    look = description.looks[0]
-    return description.ground if kind == "ground" else getattr(look, kind)
-
-
 def choices(description: vocabulary.Description, kind: str) -> list[str]:
     """The captions that differ from the description's in one attribute alone, the true one too."""
     return [
@@ -75,7 +69,9 @@ def embed(model: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str], device) 
 def truth(descriptions: list, kind: str, device) -> Tensor:
     """Which of the choices is right (n,)."""
     words = vocabulary.ATTRIBUTES[kind]
-    return torch.tensor([words.index(attribute(d, kind)) for d in descriptions], device=device)
+    return torch.tensor(
+        [words.index(vocabulary.attribute(d, kind)) for d in descriptions], device=device
+    )
 
 
 def jitter(images: Tensor) -> Tensor:
@@ -192,7 +188,7 @@ def _vision(model, labeler, parts, frames, descriptions, tokenizer, device):
         right, (images, shown) = labels[chosen.to(device)], batch(chosen)
         out = model.vision_model(pixel_values=images)
         seen = F.normalize(model.visual_projection(out.pooler_output), dim=-1)
-        loss = 0
+        loss = torch.zeros((), device=device)
         for axis in range(len(KINDS)):  # captions that differ along one attribute alone
             lines = bank.movedim(axis, -2)[
                 tuple(right[:, a] for a in range(len(KINDS)) if a != axis)

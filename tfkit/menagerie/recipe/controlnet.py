@@ -5,6 +5,7 @@ copy of the UNet's encoder (Zhang et al., ICCV 2023), and the UNet stays as it i
 """
 
 import copy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,8 @@ def train(args):
     def loss_of():
         index, mirrored = studio.batch()
         seen = condition(index, mirrored)
-        loss = studio.loss(lambda *inputs: controlled(model, *inputs, seen), index, mirrored)
+        predict = partial(controlled, model, seen=seen)
+        loss = studio.loss(predict, index, mirrored)
         return loss, len(index)
 
     def report(average):
@@ -57,9 +59,8 @@ def train(args):
         seen = condition(index, torch.zeros(24))
         both = torch.cat([seen, seen])
 
-        images = sample(
-            lambda *inputs: controlled(average, *inputs, both), studio, prompts(), args.size // 4
-        )
+        predict = partial(controlled, average, seen=both)
+        images = sample(predict, studio, prompts(), args.size // 4)
         save_grid(torch.cat([seen, images]), args.work / "controlnet.png")
         return {}
 

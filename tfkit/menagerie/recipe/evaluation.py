@@ -22,9 +22,11 @@ from tfkit.clip import CLIP
 from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import generate
 from tfkit.menagerie import casting, vocabulary, world
-from tfkit.menagerie.recipe.clip import attribute, choices
+from tfkit.menagerie.recipe.clip import choices
 from tfkit.menagerie.recipe.data import dead_leaves, scenes
+from tfkit.menagerie.vocabulary import attribute
 from tfkit.methods import Method
+from tfkit.propagation import Propagation
 from tfkit.video import Clip
 
 FIRST_SEED = 900_000  # far from those of training and of its reports
@@ -110,7 +112,8 @@ def samples(bench: Bench) -> dict[str, float]:
 
 def edits(bench: Bench, steps: int = 25) -> dict[str, float]:
     """Plug-and-Play edits of one attribute: it changes as asked, and the others stay."""
-    changed, kept, model = {k: [] for k in ("color", "coat", "ground")}, [], bench.model
+    changed: dict[str, list[bool]] = {k: [] for k in ("color", "coat", "ground")}
+    kept, model = [], bench.model
     for i, (seed, description) in enumerate(bench.scenes[: max(1, bench.count // 3)]):
         clip = bench.clip(i, 1)
         source = tfkit.invert(model, clip, clip.caption, steps=steps, progress=False)
@@ -136,9 +139,9 @@ def correspondence(bench: Bench, ahead: int = 4, timestep: int = 261) -> dict[st
         clip = bench.clip(i, ahead + 1)
         side = clip.frames.shape[-1]
         points = tracks.token_centers((side // 4, side // 4), (side, side))
-        places, seen = tracks.follow_flow(points, clip.flow, clip.visible)
+        places, seen = tracks.follow_flow(points, clip.truth("flow"), clip.truth("visible"))
         x, y = points.long().T
-        good = seen[-1] & clip.mask[0, y, x]
+        good = seen[-1] & clip.truth("mask")[0, y, x]
         if good.sum() < 10:
             continue
         source = tfkit.invert(bench.model, clip, clip.caption, steps=50, progress=False)
@@ -151,15 +154,15 @@ def correspondence(bench: Bench, ahead: int = 4, timestep: int = 261) -> dict[st
             score = metrics.pck(ends[-1], places[-1, good], 0.05 * side)
             found.setdefault(name.removesuffix(".transformer_blocks.0.attn1"), []).append(score)
     scores = {name: mean(values) for name, values in found.items()}
-    patches = {name: v for name, v in scores.items() if name.startswith("RGB")}
-    decoder = {name: v for name, v in scores.items() if name not in patches}
-    best, rgb = max(decoder, key=decoder.get), max(patches, key=patches.get)
+    of_pixels = {name for name in scores if name.startswith("RGB")}
+    rgb = max(of_pixels, key=scores.__getitem__)
+    best = max(scores.keys() - of_pixels, key=scores.__getitem__)
     return {f"PCK@0.05, {best}": scores[best], f"PCK@0.05, {rgb}": scores[rgb]}
 
 
 def phenomenon(bench: Bench, frames: int = 8, steps: int = 20) -> dict[str, float]:
     """Edits that leave the colour open: flicker with TokenFlow and jointly over that per frame."""
-    ways = {
+    ways: dict[str, Propagation] = {
         "per frame": tfkit.PerFrame(),
         "jointly": tfkit.ExtendedAttention(),
         "TokenFlow": tfkit.TokenFlow(interval=4),
@@ -168,6 +171,7 @@ def phenomenon(bench: Bench, frames: int = 8, steps: int = 20) -> dict[str, floa
     rows: dict[str, list[float]] = {}
     for i, (_, description) in enumerate(bench.scenes[: max(1, bench.count // 8)]):
         clip = bench.clip(i, frames)
+        motion = clip.truth("flow"), clip.truth("visible")
         open_look = vocabulary.change(description, color=None, accessory=None)
         prompt = vocabulary.compose(vocabulary.change(open_look, coat="striped", ground="snow"))
         source = tfkit.invert(bench.model, clip, clip.caption, steps=steps, progress=False)
@@ -176,8 +180,8 @@ def phenomenon(bench: Bench, frames: int = 8, steps: int = 20) -> dict[str, floa
                 made = tfkit.edit(
                     bench.model, source, prompt, method=how, propagation=propagation, progress=False
                 )
-                error = metrics.warp_error(made.frames, clip.flow, clip.visible)
-                spread = metrics.color_spread(made.frames, clip.mask)
+                error = metrics.warp_error(made.frames, *motion)
+                spread = metrics.color_spread(made.frames, clip.truth("mask"))
                 rows.setdefault(f"{method}, {way}, warp error x1e-3", []).append(1e3 * error)
                 rows.setdefault(f"{method}, {way}, colour spread x1e-2", []).append(1e2 * spread)
     figures = {name: mean(values) for name, values in rows.items()}

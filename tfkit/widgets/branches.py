@@ -1,0 +1,74 @@
+"""Sessions side by side: the branches of an edit, and what of each is redrawn when it changes."""
+
+from collections.abc import Iterator, Mapping
+from itertools import count
+from string import ascii_uppercase
+from typing import Any
+
+import torch
+
+from tfkit.session import EditSession
+
+SETTINGS = ("prompt", "negative_prompt", "guidance")
+
+
+class Branches(Mapping[str, EditSession]):
+    """Sessions by name, the first one "A"; seeds: what keyframes were redrawn from, or None.
+
+    Memory: a branch shares what is behind it with the one it comes from.
+    """
+
+    def __init__(self, session: EditSession):
+        self._sessions = {"A": session}
+        self.seeds: dict[str, int | None] = {"A": None}
+
+    def __getitem__(self, name: str) -> EditSession:
+        return self._sessions[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sessions)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def fork(self, origin: str, name: str | None = None) -> str:
+        """Another branch, which stands where ``origin`` does; its name, by default a letter.
+
+        Raises ValueError for a name that is taken.
+        """
+        letters = (f"{letter}{n or ''}" for n in count() for letter in ascii_uppercase)
+        name = name or next(letter for letter in letters if letter not in self)
+        if name in self:
+            raise ValueError(f"there is a branch {name!r} already; expected another name")
+        self._sessions[name] = self[origin].branch()
+        self.seeds[name] = self.seeds[origin]
+        return name
+
+    def drop(self, name: str) -> None:
+        """Forgets a branch. Raises ValueError where it is not there, or the only one."""
+        if name not in self or len(self) == 1:
+            raise ValueError(f"{name!r}: expected one of several branches, of {list(self)}")
+        del self._sessions[name], self.seeds[name]
+
+    def change(self, name: str, settings: Mapping[str, Any]) -> None:
+        """As the session's own, but keyframes stay unless they are given or redrawn."""
+        session = self[name]
+        new = {k: v for k, v in settings.items() if not _is_so(session, k, v)}
+        redrawn = new.keys() & {"keyframes", "seed", "propagation"}
+        kept = {} if redrawn else _keyframes_ahead(session)
+        if new:
+            session.change(**kept, **new)
+        if redrawn:
+            self.seeds[name] = new.get("seed")
+
+
+def _is_so(session: EditSession, name: str, value: object) -> bool:
+    return name in SETTINGS and value == getattr(session.plan, name)
+
+
+def _keyframes_ahead(session: EditSession) -> dict[str, Any]:
+    """Those of the steps to come, as a setting; of steps taken, a session keeps its own."""
+    rows = session.keyframes
+    taken = len(rows) - len(session.timesteps) + session.position
+    ahead = [row for row in rows[taken:] if row is not None]
+    return {"keyframes": torch.stack([ahead[0]] * taken + ahead)} if ahead else {}
