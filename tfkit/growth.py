@@ -60,7 +60,7 @@ def _step(model: LatentDiffusion, clip: Clip, way: TokenFlow, name: str) -> Row:
     return Row(f"an edit step, {name}", took, took / plain, "a plain pass over all frames")
 
 
-Plans = tuple[tuple[int, int], ...]
+Plans = Sequence[tuple[int, int]]  # steps, fixed-point refinements of each
 PLANS: Plans = (50, 0), (500, 0), (12, 3), (16, 2), (25, 1)  # steps, fixed-point refinements each
 
 
