@@ -1,0 +1,55 @@
+"""Makes the explorers that pages embed: one self-contained file each, and a picture beside it."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import tfkit
+from tfkit import plots, tokens
+from tfkit.loading import WEIGHTS
+from tfkit.widgets import CorrespondenceExplorer, PCAExplorer
+
+CAPTION, FRAMES, SEED = "a spotted yellow fox on snow", 8, 3
+LAYERS, TIMESTEPS = ("up 2.1", "up 3.1"), (261, 501)
+BUDGET = 1  # megabytes each
+STAMP = "made-from.txt"
+
+
+def make(folder: Path) -> None:
+    """Writes site/explorers/correspondences.html and components.html, and a .png of each."""
+    model, clip = tfkit.load(device="cpu"), tfkit.menagerie.film(CAPTION, frames=FRAMES, seed=SEED)
+    names = {layer.label: layer.name for layer in tokens.layer_table(model)}
+    features = tokens.extract_features(
+        model, tokens.noised(model, clip, clip.caption), timesteps=TIMESTEPS,
+        layers=[names[label] for label in LAYERS],
+    )  # fmt: skip
+    kinds = {"correspondences": CorrespondenceExplorer, "components": PCAExplorer}
+    for name, kind in kinds.items():
+        explorer = kind(clip, features, budget=BUDGET)
+        explorer.layer = names[LAYERS[-1]]
+        explorer.save_html(folder / "site" / "explorers" / f"{name}.html")
+        plots.save(explorer.figure(), folder / f"{name}.png", dpi=100, colors=256)
+
+
+def sources() -> Iterator[Path]:
+    """The files that the explorers depend on most."""
+    yield Path(__file__)
+    yield WEIGHTS / "unet" / "diffusion_pytorch_model.safetensors"
+    widgets = Path(tfkit.__file__).parent / "widgets"
+    yield from sorted(path for path in widgets.iterdir() if path.is_file())
+
+
+def make_once(app) -> None:
+    """Makes them where they are not there yet, or were made from something else."""
+    folder = Path(app.confdir) / "_build" / "explorers"
+    (folder / "site" / "explorers").mkdir(parents=True, exist_ok=True)
+    made_from = hashlib.sha256(b"".join(path.read_bytes() for path in sources())).hexdigest()
+    stamp = folder / STAMP
+    if not stamp.exists() or stamp.read_text() != made_from:
+        make(folder)
+        stamp.write_text(made_from)
+
+
+def setup(app):
+    app.connect("config-inited", lambda app, config: make_once(app), priority=100)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
