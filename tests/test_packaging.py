@@ -281,8 +281,18 @@ def steps(*target):
 
 @pytest.mark.parametrize(
     "target",
-    ["setup", "demo", "test", "test-slow", "test-browser", "bench", "lab", "lint", "format"]
-    + ["docs"],
+    [
+        "setup",
+        "demo",
+        "test",
+        "test-slow",
+        "test-browser",
+        "bench",
+        "docs",
+        "lab",
+        "lint",
+        "format",
+    ],
 )
 def test_each_target_sets_up_first(target):
     assert steps(target)[0].endswith("setup_env.py")
