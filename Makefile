@@ -38,7 +38,7 @@ bench: setup ## Print how fast it is, as ratios within one run (minutes)
 	$(VENV_PYTHON) -m tfkit bench
 
 docs: setup ## Build the documentation, which then reads without a network
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m sphinx -qnW --keep-going docs docs/_build/html $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m sphinx -qnWa --keep-going docs docs/_build/html $(ARGS)
 	@echo "Open docs/_build/html/index.html in a browser."
 
 lab: setup ## Open JupyterLab on the notebooks

@@ -32,7 +32,7 @@ html_title = "tfkit"
 html_static_path = ["_static"]
 html_css_files = ["tfkit.css"]
 html_extra_path = ["_build/explorers/site"]  # made by building/explorers.py
-html_math_renderer = "mathml"
+html_math_renderer = "outlines"
 html_copy_source = html_show_sourcelink = False
 
 default_role = "code"  # what docstrings put in `backticks`

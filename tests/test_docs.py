@@ -86,9 +86,11 @@ def test_nothing_is_loaded_from_the_network(site, pages):
     assert not loaded and not styles
 
 
-def test_equations_need_no_script(pages):
+def test_equations_are_drawn_and_need_no_script(pages):
     (concepts,) = [text for path, text in pages.items() if path.name == "concepts.html"]
-    assert concepts.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="block"') >= 5
+    written = (DOCS / "concepts.md").read_text("utf-8")
+    assert concepts.count('<div class="math"><svg') == written.count("$$") // 2 >= 5
+    assert concepts.count('<svg class="equation"') == len(re.findall(r"\$\$?[^$]+\$\$?", written))
     assert not any(re.search(r"<script[^>]*(mathjax|katex)", text, re.I) for text in pages.values())
 
 

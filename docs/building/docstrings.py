@@ -13,13 +13,28 @@ def explained(thing) -> list[str]:
     return [*names, *getattr(thing, "__dataclass_fields__", {})]
 
 
+def as_list(text: str, names: list[str]) -> str:
+    """A paragraph whose sentences explain parameters, ``name: what it means``, as a list of them.
+
+    A sentence that begins a line, or tells what is returned or raised, is about none of them.
+    """
+    known = "|".join(map(re.escape, names))
+    begin = rf"(?:(?<=[.;] )|^)((?:{known})(?:, (?:{known}))*): "
+    made = []
+    for part in re.split(r"(?<=\.)(?:\n(?=[A-Z])|\s(?=Returns |Raises ))", text):
+        prose, *explained = re.split(begin, " ".join(part.split("\n")))
+        items = zip(explained[::2], explained[1::2], strict=True)
+        listed = "\n".join(f"* **{name}**: {what.rstrip(' ;')}" for name, what in items)
+        made += [prose.strip(), listed]
+    return "\n\n".join(filter(None, made))
+
+
 def prepare(app, what, name, thing, options, lines: list[str]) -> None:
-    """Sets in bold the names that begin an explanation, ``name: what it means``; |x| stays |x|."""
-    text = "\n".join(lines)
-    known = "|".join(map(re.escape, explained(thing)))
-    if known:
-        begin = re.compile(rf"(?m)(^|(?<=[.;] ))((?:{known})(?:, (?:{known}))*):(?= |$)")
-        text = begin.sub(r"**\2**:", text)
+    """Lists the parameters that a docstring explains; |x| stays |x|."""
+    names, text = explained(thing), "\n".join(lines)
+    if names:
+        paragraphs = text.split("\n\n")
+        text = "\n\n".join(p if "\n " in p else as_list(p, names) for p in paragraphs)
     pieces = re.split(r"(`+[^`]*`+)", text)  # text and literals by turns
     pieces[::2] = [piece.replace("|", r"\|") for piece in pieces[::2]]
     lines[:] = "".join(pieces).split("\n")

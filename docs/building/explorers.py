@@ -9,24 +9,23 @@ from tfkit import plots, tokens
 from tfkit.loading import WEIGHTS
 from tfkit.widgets import CorrespondenceExplorer, PCAExplorer
 
-CAPTION, FRAMES, SEED = "a spotted yellow fox on snow", 8, 3
-LAYERS, TIMESTEPS = ("up 2.1", "up 3.1"), (261, 501)
+LAYERS, TIMESTEPS = ("up 2.1", "up 3.0"), (261, 401)
 BUDGET = 1  # megabytes each
 STAMP = "made-from.txt"
 
 
 def make(folder: Path) -> None:
-    """Writes site/explorers/correspondences.html and components.html, and a .png of each."""
-    model, clip = tfkit.load(device="cpu"), tfkit.menagerie.film(CAPTION, frames=FRAMES, seed=SEED)
+    """Writes both explorers to site/explorers/*.html, and what they show at first to *.png."""
+    model = tfkit.load(device="cpu")
+    clip = tfkit.menagerie.film("a spotted yellow fox on snow", frames=8, seed=3)
     names = {layer.label: layer.name for layer in tokens.layer_table(model)}
-    features = tokens.extract_features(
-        model, tokens.noised(model, clip, clip.caption), timesteps=TIMESTEPS,
-        layers=[names[label] for label in LAYERS],
-    )  # fmt: skip
+    noisy, layers = tokens.noised(model, clip, clip.caption), [names[x] for x in LAYERS]
+    found = tokens.extract_features(model, noisy, timesteps=TIMESTEPS, layers=layers, kind="input")
+    features = {key: values - values.mean((0, 1)) for key, values in found.items()}
     kinds = {"correspondences": CorrespondenceExplorer, "components": PCAExplorer}
     for name, kind in kinds.items():
         explorer = kind(clip, features, budget=BUDGET)
-        explorer.layer = names[LAYERS[-1]]
+        explorer.layer = layers[-1]
         explorer.save_html(folder / "site" / "explorers" / f"{name}.html")
         plots.save(explorer.figure(), folder / f"{name}.png", dpi=100, colors=256)
 
