@@ -9,7 +9,6 @@ from tfkit import plots, tokens
 from tfkit.loading import WEIGHTS
 from tfkit.widgets import CorrespondenceExplorer, PCAExplorer
 
-LAYERS, TIMESTEPS = ("up 2.1", "up 3.0"), (261, 401)
 BUDGET = 1  # megabytes each
 STAMP = "made-from.txt"
 
@@ -18,14 +17,20 @@ def make(folder: Path) -> None:
     """Writes both explorers to site/explorers/*.html, and what they show at first to *.png."""
     model = tfkit.load(device="cpu")
     clip = tfkit.menagerie.film("a spotted yellow fox on snow", frames=8, seed=3)
+    noisy = tokens.noised(model, clip, clip.caption)
     names = {layer.label: layer.name for layer in tokens.layer_table(model)}
-    noisy, layers = tokens.noised(model, clip, clip.caption), [names[x] for x in LAYERS]
-    found = tokens.extract_features(model, noisy, timesteps=TIMESTEPS, layers=layers, kind="input")
-    features = {key: values - values.mean((0, 1)) for key, values in found.items()}
-    kinds = {"correspondences": CorrespondenceExplorer, "components": PCAExplorer}
-    for name, kind in kinds.items():
-        explorer = kind(clip, features, budget=BUDGET)
-        explorer.layer = layers[-1]
+
+    def features(kind, *labels):
+        layers = [names[label] for label in labels]
+        return tokens.extract_features(model, noisy, timesteps=(261, 401), layers=layers, kind=kind)
+
+    read = features("input", "up 3.0", "up 2.1")
+    centred = {key: values - values.mean((0, 1)) for key, values in read.items()}
+    explorers = {
+        "correspondences": CorrespondenceExplorer(clip, centred, budget=BUDGET),
+        "components": PCAExplorer(clip, features("output", "up 3.1", "up 2.1"), budget=BUDGET),
+    }
+    for name, explorer in explorers.items():
         explorer.save_html(folder / "site" / "explorers" / f"{name}.html")
         plots.save(explorer.figure(), folder / f"{name}.png", dpi=100, colors=256)
 
