@@ -10,7 +10,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
-from urllib.parse import unquote, urldefrag
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -58,10 +58,11 @@ def test_links_pictures_and_embedded_pages_resolve(site, pages):
     missing = []
     for path, text in pages.items():
         for link in re.findall(r'\b(?:href|src|poster)="([^"]*)"', text):
-            file, anchor = urldefrag(unquote(link))
-            if re.match(r"[a-z]+:", link) or path.parent.name == "explorers":
+            parts = urlsplit(unquote(link))
+            if parts.scheme or path.parent.name == "explorers":
                 continue
-            target = (path.parent / file).resolve() if file else path
+            target = (path.parent / parts.path).resolve() if parts.path else path
+            anchor = parts.fragment
             if not target.is_file() or (
                 anchor and target in pages and f'id="{anchor}"' not in pages[target]
             ):
