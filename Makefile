@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfil
 	--nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-browser bench lab lint types format clean
+.PHONY: help setup demo test test-slow test-browser bench docs lab lint types format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,10 @@ test-browser: setup ## Run the tests in a real browser; gets playwright and, as 
 bench: setup ## Print how fast it is, as ratios within one run (minutes)
 	$(VENV_PYTHON) -m tfkit bench
 
+docs: setup ## Build the documentation, which then reads without a network
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m sphinx -qnWa --keep-going docs docs/_build/html $(ARGS)
+	@echo "Open docs/_build/html/index.html in a browser."
+
 lab: setup ## Open JupyterLab on the notebooks
 	$(VENV_PYTHON) -m jupyterlab --notebook-dir=notebooks $(ARGS)
 
@@ -53,6 +57,7 @@ format: setup ## Mend style and formatting
 	$(VENV_PYTHON) -m ruff format
 
 clean: ## Remove caches and builds (for a new environment: rm -rf .venv)
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist docs/_build docs/notebooks *.egg-info
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find tfkit tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) \
 		-prune -exec rm -rf {} +

@@ -36,7 +36,7 @@ def by_name(lines):
 
 
 CORE = by_name(PROJECT["dependencies"])
-WITH = ("notebooks", "dev", "adapters", "evaluation", "cluster")
+WITH = ("notebooks", "dev", "adapters", "evaluation", "cluster", "docs")
 DIRECT = CORE | by_name(line for extra in WITH for line in EXTRAS[extra])
 ASKED = DIRECT | by_name(EXTRAS["browser"])
 PINS = by_name(
@@ -187,6 +187,9 @@ def test_the_top_level_holds_only_what_was_designed():
         (".venv/bin/python", True),
         ("runs/menagerie/unet.safetensors", True),
         ("out.mp4", True),
+        ("docs/index.md", False),
+        ("docs/_build/html/index.html", True),
+        ("docs/notebooks/00_quickstart.ipynb", True),
         ("notebooks/.ipynb_checkpoints/00_quickstart-checkpoint.ipynb", True),
     ],
 )
@@ -298,6 +301,7 @@ def steps(*target):
         "lab",
         "lint",
         "types",
+        "docs",
         "format",
     ],
 )

@@ -122,7 +122,7 @@ def film(caption: str = "an animal", *, frames: int = 24, seed: int = 0) -> Clip
     """Films ``caption``: a clip of ``frames`` 128 x 128 pictures with exact ground truth.
 
     caption: any order of the words of :mod:`tfkit.menagerie.vocabulary`; what it leaves open is
-        drawn from ``seed``. A longer clip goes on where a shorter one ends.
+    drawn from ``seed``. A longer clip goes on where a shorter one ends.
     Returns a Clip whose caption is the one given, with flow and visible (f-1, None for one frame),
     parts (numbers into ``anatomy.PARTS``), mask and depth.
     Raises ValueError for words outside the vocabulary and for ``frames`` below 1.
