@@ -17,7 +17,7 @@ def model(pipeline_folder):
 
 def rewritten(model, method, step, steps=10):
     before = {n: len(m._forward_hooks) for n, m in model.unet.named_modules()}
-    prepared = method.prepare(model, None)
+    prepared = method.prepare(model, Trajectory((), "", None, {}))
     with injection(method, Moment(model, step, steps, torch.arange(2), 3, prepared)):
         return {n for n, m in model.unet.named_modules() if len(m._forward_hooks) > before[n]}
 

@@ -1,7 +1,6 @@
 """One edit by every metric, each number with what it was measured with; means and tables."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from clips import bare, moving
 import tfkit
 from tfkit import fidelity, matches, metrics, raft, tokens, tracks
 from tfkit.clip import load_clip
+from tfkit.editing import Edit
 from tfkit.menagerie import film
 from tfkit.scores import METRICS, Score, ScoreTable, over_clips
 from tfkit.scoring import TokenReader, score
@@ -240,6 +240,6 @@ def test_a_tidy_record_for_each_number():
 
 
 def test_an_edit_goes_in_as_it_is(judge):
-    made = SimpleNamespace(frames=moving(2, 32, 32))
+    made = Edit(torch.zeros(2, 4, 8, 8), moving(2, 32, 32), None, PROMPT)
     found = score(made, Clip(moving(2, 32, 32)), PROMPT, clip=judge)
     assert found["frame_consistency"].measured_with == "CLIP: menagerie"

@@ -137,7 +137,8 @@ def test_plug_and_play_injects_at_the_same_share_of_the_resolution(model, pipeli
     assert len(layers) == 2 * 3 + 3 * 2
     assert not any(name.startswith("up_blocks.0.attentions.0.") for name in layers)
     method = tfkit.PlugAndPlay()
-    now = Moment(model, 0, 10, torch.arange(2), 3, method.prepare(model, None))
+    prepared = method.prepare(model, Trajectory((), "", None, {}))
+    now = Moment(model, 0, 10, torch.arange(2), 3, prepared)
     assert method.injects(now) == [convolution, *projections]
     with injection(method, now):
         pass
