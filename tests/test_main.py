@@ -54,6 +54,19 @@ def test_a_local_stable_diffusion_folder_is_as_good_as_the_menagerie(
     assert len(tfkit.open_trajectory(tmp_path / "kept")) == 2
 
 
+def test_an_inversion_can_be_refined(video, tmp_path, capsys):
+    """As the note on a coarse one advises; a refinement below 0 is told before anything is done."""
+    make = ["edit", str(video), "a dog", "--frames", "2", "--steps", "2", "--size", "32", "--quiet"]
+    found = {}
+    for n in ("0", "2"):
+        out = ["--output", str(tmp_path / "o.mp4"), "--trajectory", str(tmp_path / n)]
+        assert main([*make, "--fixed-point", n, *out]) == 0
+        found[n] = tfkit.open_trajectory(tmp_path / n).noise
+    assert not torch.equal(found["0"], found["2"])
+    assert main([*make, "--fixed-point", "-1"]) == 2
+    assert "fixed_point=-1" in capsys.readouterr().err
+
+
 def test_words_outside_the_menagerie_are_mentioned(video, tmp_path, capsys):
     main(["edit", str(video), "a dragon on snow", "--frames", "1", "--steps", "1", "--size", "32",
           "--quiet", "--output", str(tmp_path / "o.mp4")])  # fmt: skip

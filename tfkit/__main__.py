@@ -37,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--start", type=int, default=0, help="first frame (0)")
     one.add_argument("--size", type=int, help="shorter side in pixels (what the model knows)")
     one.add_argument("--steps", type=int, default=50, help="of inversion and edit (50)")
+    one.add_argument(
+        "--fixed-point", type=int, default=0, help="refinements of each inversion step (0)"
+    )
     one.add_argument("--source-prompt", default="", help="what the given video shows")
     one.add_argument("--negative-prompt", default="", help="what to keep away from")
     one.add_argument("--guidance", type=float, default=7.5, help="guidance scale (7.5)")
@@ -95,8 +98,8 @@ def run_edit(args: argparse.Namespace) -> None:
         return print(report)
     _say(report.notes)
     source = tfkit.invert(
-        model, video, args.source_prompt, steps=args.steps, folder=args.trajectory,
-        batch=args.batch, progress=progress,
+        model, video, args.source_prompt, steps=args.steps, fixed_point=args.fixed_point,
+        folder=args.trajectory, batch=args.batch, progress=progress,
     )  # fmt: skip
     if args.method != "controlnet":  # whose reconstruction would be another
         _say(advice.quality_notes(advice.reconstruction_psnr(model, source), args.steps))
