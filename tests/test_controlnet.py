@@ -20,8 +20,8 @@ from unchanged import unchanged
 import tfkit
 from tfkit import loading
 from tfkit.control import check_beside
-from tfkit.inversion import ddim_step
 from tfkit.menagerie.recipe.controlnet import from_unet
+from tfkit.sampling import ddim_step
 
 QUIET = {"progress": False}
 FRAMES = 3

@@ -10,7 +10,7 @@ from unchanged import unchanged
 
 import tfkit
 from tfkit.conditions import latent_depth
-from tfkit.inversion import ddim_step
+from tfkit.sampling import ddim_step
 from tfkit.swapping import rebuild
 from tfkit.tokens import noised
 

@@ -10,7 +10,7 @@ from pipelines import moving_latents
 
 import tfkit
 from tfkit import NonFiniteError
-from tfkit.inversion import ddim_step
+from tfkit.sampling import ddim_step
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import torch
 
 import tfkit
 from tfkit import hooks
-from tfkit.inversion import sample
 from tfkit.methods import Moment, from_source, injection
+from tfkit.sampling import sample
 from tfkit.trajectory import CLEAN, Trajectory
 
 

@@ -14,8 +14,8 @@ from unchanged import unchanged
 from xl import POOLED, make_xl
 
 import tfkit
-from tfkit.inversion import ddim_step, sample
 from tfkit.methods import Moment, injected, injection
+from tfkit.sampling import ddim_step, sample
 from tfkit.tokens import layer_table
 from tfkit.trajectory import CLEAN, Trajectory
 

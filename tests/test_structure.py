@@ -13,7 +13,7 @@ ORDER = [
     "codec", "video", "reading", "menagerie.vocabulary", "menagerie.anatomy", "menagerie.species",
     "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world",
     "menagerie.tasks", "menagerie",
-    "checks", "memory", "progress", "hooks", "prompts", "diffusion", "loading",
+    "checks", "memory", "progress", "hooks", "prompts", "diffusion", "sampling", "loading",
     "files", "source_cache", "trajectory", "methods", "conditions",
     "control", "adapters", "inversion", "tokens", "correspondence",
     "tracks", "pca", "keyframes", "attention", "swapping", "propagation",

@@ -6,7 +6,7 @@ from clips import bare
 
 import tfkit
 from tfkit import hooks
-from tfkit.inversion import ddim_step
+from tfkit.sampling import ddim_step
 from tfkit.swapping import rebuild, rebuild_from_latents, rebuild_from_patches
 
 

@@ -11,12 +11,13 @@ from tfkit.correspondence import Field, nearest_neighbors
 from tfkit.diffusion import LatentDiffusion, NonFiniteError
 from tfkit.editing import Edit, edit
 from tfkit.evaluation import evaluate
-from tfkit.inversion import generate, invert, reconstruct
+from tfkit.inversion import invert, reconstruct
 from tfkit.loading import load
 from tfkit.methods import Plain, PlugAndPlay, SDEdit
 from tfkit.pca import TokenPCA
 from tfkit.propagation import ExtendedAttention, FirstFrame, PerFrame, TokenFlow
 from tfkit.reading import VideoFile, open_video, read_video
+from tfkit.sampling import generate
 from tfkit.session import EditSession
 from tfkit.tokens import extract_tokens
 from tfkit.trajectory import Trajectory, open_trajectory

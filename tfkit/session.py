@@ -20,12 +20,13 @@ from tfkit.checkpoints import step_files
 from tfkit.checks import check_whole
 from tfkit.correspondence import Field, nearest_neighbors
 from tfkit.diffusion import LatentDiffusion
-from tfkit.inversion import check_fits, ddim_step
+from tfkit.inversion import check_fits
 from tfkit.keyframes import Indices, check_keyframes
 from tfkit.methods import Method, Moment, PlugAndPlay
 from tfkit.passes import Plan, StepPasses
 from tfkit.progress import Begin, stepping
 from tfkit.propagation import Carrying, Propagation, TokenFlow
+from tfkit.sampling import ddim_step
 from tfkit.steps import Steps, schedule_of
 from tfkit.tokens import extract_tokens
 from tfkit.trajectory import Trajectory

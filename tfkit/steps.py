@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 
 from tfkit import hooks
 from tfkit.diffusion import LatentDiffusion
-from tfkit.inversion import at_step
 from tfkit.memory import fitting
 from tfkit.passes import Plan, SourcePasses, StepPasses
+from tfkit.sampling import at_step
 from tfkit.source_cache import StepWriter
 from tfkit.trajectory import Trajectory
 

@@ -21,7 +21,8 @@ from tfkit.attention import attend, project
 from tfkit.checks import check_frames, check_whole
 from tfkit.correspondence import nearest_neighbors
 from tfkit.diffusion import LatentDiffusion
-from tfkit.inversion import check_fits, sample
+from tfkit.inversion import check_fits
+from tfkit.sampling import sample
 from tfkit.trajectory import Trajectory
 from tfkit.video import Clip, size_of
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tfkit import codec
 from tfkit.diffusion import LatentDiffusion
-from tfkit.inversion import generate
 from tfkit.menagerie import vocabulary, world
+from tfkit.sampling import generate
 from tfkit.video import resize, to_uint8
 from tfkit.widgets.kernel import where_cells_run
 from tfkit.widgets.twin import with_picture

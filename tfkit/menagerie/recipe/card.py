@@ -5,10 +5,10 @@ from pathlib import Path
 
 import tfkit
 from tfkit.clip import load_clip
-from tfkit.inversion import generate
 from tfkit.menagerie.recipe.evaluation import MEASURES, Bench
 from tfkit.menagerie.recipe.loop import save_grid
 from tfkit.menagerie.recipe.unet import prompts
+from tfkit.sampling import generate
 
 BARS = {  # beginnings of the figures' names -> at least, or at most where negative
     "CLIP reads": 0.97,

@@ -20,13 +20,13 @@ import tfkit
 from tfkit import hooks, metrics, tracks
 from tfkit.clip import CLIP
 from tfkit.diffusion import LatentDiffusion
-from tfkit.inversion import generate
 from tfkit.menagerie import casting, vocabulary, world
 from tfkit.menagerie.recipe.clip import choices
 from tfkit.menagerie.recipe.data import dead_leaves, scenes
 from tfkit.menagerie.vocabulary import attribute
 from tfkit.methods import Method
 from tfkit.propagation import Propagation
+from tfkit.sampling import generate
 from tfkit.video import Clip
 
 FIRST_SEED = 900_000  # far from those of training and of its reports
