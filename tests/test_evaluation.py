@@ -75,7 +75,7 @@ def test_pixels_that_are_the_answer_have_a_perfect_pck(bench, monkeypatch):
     """Were the layers' tokens the flow's own coordinates, every point would be found."""
     made = {}
 
-    def tell(model, source, *, timestep, layers):
+    def tell(model, source, *, timestep, layers, kind):
         clip = made["clip"]
         points = tracks.token_centers((32, 32), (128, 128))
         back = points[None].repeat(2, 1, 1)  # where each token of the first and last frame began
@@ -92,7 +92,9 @@ def test_pixels_that_are_the_answer_have_a_perfect_pck(bench, monkeypatch):
     monkeypatch.setattr(evaluation.Bench, "clip", clip)
     monkeypatch.setattr(tfkit, "extract_tokens", tell)
     monkeypatch.setattr(tfkit, "invert", lambda *args, **settings: None)
-    assert evaluation.correspondence(bench)["PCK@0.05, up_blocks.1"] > 0.9
+    figures = evaluation.correspondence(bench)
+    assert figures["PCK@0.05, up_blocks.1, output, 261"] > 0.9
+    assert figures["PCK@0.05, up_blocks.1, input, 261"] > 0.9 and len(figures) == 3
 
 
 def test_a_card_says_what_is_met_and_what_is_missed(tmp_path):
