@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfkit.keyframes import (
@@ -89,6 +89,7 @@ def test_bad_keyframes(keyframes, message):
 # Windows
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 70), window=st.integers(3, 20))
 def test_every_keyframe_goes_once_and_sees_a_window_at_most(count, window):
     blocks = key_blocks(count, window)
@@ -104,6 +105,7 @@ def test_every_keyframe_goes_once_and_sees_a_window_at_most(count, window):
     assert blocks[-1].until == count
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 40), window=st.sampled_from([3, 4, 7, 16]), interval=st.integers(1, 5))
 def test_the_keyframes_a_frame_takes_from_are_at_hand_when_it_goes(count, window, interval):
     frames = count * interval
