@@ -16,6 +16,7 @@ from tfkit.keyframes import (
 FRAMES, INTERVALS = st.integers(1, 60), st.integers(1, 20)
 
 
+@settings(deadline=None)
 @given(frames=FRAMES, interval=INTERVALS, steps=st.integers(1, 6), fixed=st.booleans())
 def test_one_keyframe_in_each_interval(frames, interval, steps, fixed):
     rows = draw_keyframes(frames, interval, steps, fixed=fixed)
@@ -37,6 +38,7 @@ def test_fixed_keyframes_are_the_middles():
     assert draw_keyframes(19, 8, 2, fixed=True).tolist() == [[4, 12, 17]] * 2
 
 
+@settings(deadline=None)
 @given(frames=FRAMES, interval=INTERVALS)
 def test_the_paper_takes_the_keyframes_on_either_side(frames, interval):
     keyframes = draw_keyframes(frames, interval, 1)[0]
