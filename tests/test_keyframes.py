@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfkit.keyframes import (
@@ -17,6 +17,7 @@ from tfkit.keyframes import (
 FRAMES, INTERVALS = st.integers(1, 60), st.integers(1, 20)
 
 
+@settings(deadline=None)
 @given(frames=FRAMES, interval=INTERVALS, steps=st.integers(1, 6), fixed=st.booleans())
 def test_one_keyframe_in_each_interval(frames, interval, steps, fixed):
     rows = draw_keyframes(frames, interval, steps, fixed=fixed)
@@ -38,6 +39,7 @@ def test_fixed_keyframes_are_the_middles():
     assert draw_keyframes(19, 8, 2, fixed=True).tolist() == [[4, 12, 17]] * 2
 
 
+@settings(deadline=None)
 @given(frames=FRAMES, interval=INTERVALS)
 def test_the_paper_takes_the_keyframes_on_either_side(frames, interval):
     keyframes = draw_keyframes(frames, interval, 1)[0]
@@ -90,6 +92,7 @@ def test_bad_keyframes(keyframes, message):
 # Windows
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 70), window=st.integers(3, 20))
 def test_every_keyframe_goes_once_and_sees_a_window_at_most(count, window):
     blocks = key_blocks(count, window)
@@ -105,6 +108,7 @@ def test_every_keyframe_goes_once_and_sees_a_window_at_most(count, window):
     assert blocks[-1].until == count
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 40), window=st.sampled_from([3, 4, 7, 16]), interval=st.integers(1, 5))
 def test_the_keyframes_a_frame_takes_from_are_at_hand_when_it_goes(count, window, interval):
     frames = count * interval

@@ -211,7 +211,9 @@ def test_the_schedule_written_last_stays(tmp_path, folder):
 
 @pytest.mark.parametrize("folder", [False, True])
 @given(chunks=st.lists(st.integers(1, 40), min_size=1, max_size=12), data=st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None
+)
 def test_parts_give_any_frames_back(tmp_path, folder, chunks, data):
     """Whatever the chunks that were written and those that are asked for."""
     cache, random = SourceCache(tmp_path if folder else None), random_from(len(chunks))
