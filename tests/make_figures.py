@@ -3,7 +3,8 @@
     python tests/make_figures.py [notebooks/03_what_tokens_see.ipynb tfkit/demo.py ...]
 
 Everything is made in a folder apart first. What then shows the same as before, but for times, ids
-and the rounding of another processor, stays as it is: a second run changes no file.
+and the rounding of another processor, stays as it is: a second run changes no file. A figure that
+was removed, or whose code or weights have changed, is written in any case.
 """
 
 import json
@@ -20,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 from nbval.plugin import get_sanitize_patterns
 from pictures import same
-from provenance import DEMO, ROOT, write_list
+from provenance import DEMO, ROOT, listed, origins, write_list
 
 HIDDEN = [
     (regex, word)
@@ -35,7 +36,9 @@ EXECUTE = (
 
 def make(source: Path, root: Path = ROOT) -> str:
     """Makes the figures of one notebook or of the demo, and its outputs; says what is new."""
-    start = time.perf_counter()
+    start, made_from, kept = time.perf_counter(), listed(root), root / "figures"
+    found = {origin.figure: origin for origin in origins(source, root)}
+    stale = {name for name in found if found[name].stale(made_from.get(name))}
     with TemporaryDirectory() as place:
         drawn, copy = Path(place, "figures"), Path(place, source)
         drawn.mkdir()
@@ -48,7 +51,7 @@ def make(source: Path, root: Path = ROOT) -> str:
             book = renewed(json.loads((root / source).read_text()), json.loads(copy.read_text()))
             text = json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
             (root / source).write_text(text)
-        new = [path.name for path in sorted(drawn.iterdir()) if _keep(path, root / "figures")]
+        new = [path.name for path in sorted(drawn.iterdir()) if renew(path, kept, stale)]
     seconds = time.perf_counter() - start
     return f"{source}, {seconds:.0f} s: {', '.join(new) or 'every figure is as it was'}"
 
@@ -63,13 +66,16 @@ def _run(*command) -> None:
         raise RuntimeError(f"{command[-1]} failed:\n{done.stderr[-3000:]}")
 
 
-def _keep(drawn: Path, figures: Path) -> bool:
-    """Puts a figure in its place unless the one that is there shows the same; True if it is new."""
+def renew(drawn: Path, figures: Path, stale: set[str]) -> bool:
+    """Puts a figure in its place unless the one there shows the same and is not stale."""
     kept = figures / drawn.name
-    new = not kept.exists() or not same(drawn, kept)
-    if new:
-        shutil.copy(drawn, kept)
-    return new
+    if kept.exists():
+        if kept.read_bytes() == drawn.read_bytes():
+            return False
+        if drawn.name not in stale and same(drawn, kept):
+            return False
+    shutil.copy(drawn, kept)
+    return True
 
 
 def renewed(before: dict, after: dict) -> dict:

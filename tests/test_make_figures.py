@@ -111,6 +111,23 @@ def test_a_second_run_changes_no_file(house, capsys):
     assert {path: path.read_bytes() for path in house.rglob("*") if path.is_file()} == before
 
 
+def test_a_figure_stays_unless_it_shows_another_thing_or_is_stale(tmp_path):
+    def sheet(folder, value, colors=None):
+        chart = charts.bars({"PSNR": value}, x="dB")
+        return plots.save(chart, tmp_path / folder / "a.png", 80, colors=colors)
+
+    kept, figures = sheet("kept", 25.1), tmp_path / "kept"
+    before = kept.read_bytes()
+    assert not make_figures.renew(sheet("same", 25.1), figures, {"a.png"})
+    assert not make_figures.renew(sheet("rounded", 25.1, colors=128), figures, set())
+    assert kept.read_bytes() == before
+    assert make_figures.renew(sheet("stale", 25.1, colors=128), figures, {"a.png"})
+    assert make_figures.renew(sheet("other", 25.2), figures, set())
+    kept.unlink()
+    assert make_figures.renew(sheet("removed", 25.1), figures, set())
+    assert kept.read_bytes() == before
+
+
 def test_a_notebook_that_fails_leaves_everything_as_it_was(house, capsys):
     write(house, code(FIRST), code(DRAW), code("1 / 0"))
     before = (house / NOTEBOOK).read_bytes()
