@@ -5,6 +5,8 @@ PYTHON ?= $(shell command -v .venv/bin/python || command -v python3.11 || comman
 WORKERS ?= 2
 # Handed on to the command, as in: make test ARGS="-k video", make lab ARGS=--no-browser
 ARGS ?=
+# Of which to make the figures, as in: make figures NOTEBOOKS=notebooks/03*; all, if none are named
+NOTEBOOKS ?=
 
 VENV_PYTHON := .venv/bin/python
 # One thread in each worker, or torch's threads fight over the cores. Notebooks run in this .venv,
@@ -13,7 +15,7 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfil
 	--nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-browser bench docs lab lint types format clean
+.PHONY: help setup demo figures test test-slow test-browser bench docs lab lint types format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -23,6 +25,9 @@ setup: ## Create or update .venv (seconds when it is up to date)
 
 demo: setup ## Film a clip, edit it with TokenFlow and per frame, compare the two
 	$(VENV_PYTHON) -m tfkit demo $(ARGS)
+
+figures: setup ## Run the notebooks and the demo, and renew what comes out otherwise (20 minutes)
+	WORKERS=$(WORKERS) $(VENV_PYTHON) tests/make_figures.py $(NOTEBOOKS)
 
 test: lint ## Lint, then run all tests and notebooks but the slow tests
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -1,13 +1,17 @@
-"""figures/ holds what the notebooks and the demo make: no more, no less, and small."""
+"""figures/ holds what the notebooks and the demo make now: no more, no less, and small.
+
+What notebooks draw is compared where they run, by notebooks/conftest.py.
+"""
 
 import json
-import re
-from pathlib import Path
+import subprocess
+import sys
 
 import hygiene
 import pytest
+from pictures import LIMIT, difference
+from provenance import DEMO, ROOT, list_of_figures, listed, origins, remedy, sources
 
-ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "figures"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -17,31 +21,38 @@ def cells(notebook):
     return ["".join(cell["source"]) for cell in found if cell["cell_type"] == "code"]
 
 
-def saved(notebook):
-    """Figures that a notebook's code saves."""
-    return re.findall(r'FIGURES / "([^"]+)"', "\n".join(cells(notebook)))
-
-
 def test_every_figure_is_made_by_a_notebook_or_the_demo():
-    made = {name for notebook in NOTEBOOKS for name in saved(notebook)}
-    made |= {f"quickstart.{suffix}" for suffix in ("gif", "mp4", "png")}
-    assert made == {path.name for path in FIGURES.iterdir()} - {"README.md"}
+    made = [origin.figure for source in sources() for origin in origins(source)]
+    assert sorted(made) == sorted({path.name for path in FIGURES.iterdir()} - {"README.md"})
+    assert {f"quickstart.{suffix}" for suffix in ("gif", "mp4", "png")} <= set(made)
 
 
-def test_the_list_of_figures_names_each_with_its_notebook():
-    rows = re.findall(
-        r"^\| \[`([^`]+)`\]\(\1\) \| (\S+)", (FIGURES / "README.md").read_text(), re.M
-    )
-    listed = {name: source.strip("`") for name, source in rows}
-    for notebook in NOTEBOOKS:
-        for name in saved(notebook):
-            assert listed.pop(name, None) == notebook.stem, name
-    assert set(listed.values()) == {"demo"}
+@pytest.mark.parametrize("source", sources(), ids=lambda path: path.stem)
+def test_figures_are_of_the_code_and_the_weights_that_are_here(source):
+    made_from = listed()
+    reasons = [origin.stale(made_from.get(origin.figure)) for origin in origins(source)]
+    assert not any(reasons), "\n".join(filter(None, reasons))
+
+
+def test_the_list_of_figures_names_each_with_its_cell():
+    written = (FIGURES / "README.md").read_text()
+    assert written == list_of_figures(), "to write it again: python tests/provenance.py"
+
+
+def test_the_demo_makes_what_figures_holds(tmp_path):
+    command = [sys.executable, "-m", "tfkit", "demo", "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "TokenFlow" in done.stdout and "peak memory" in done.stdout
+    for origin in origins(DEMO):
+        far = difference(tmp_path / origin.figure, FIGURES / origin.figure)
+        assert far <= LIMIT, f"figures/{origin.figure} is stale. {remedy(DEMO)}"
 
 
 def test_figures_are_small():
     sizes = {path.name: path.stat().st_size for path in FIGURES.iterdir()}
-    assert max(sizes.values()) < hygiene.LIMITS["figures"], sizes
+    for name, size in sizes.items():
+        assert size < (1_000_000 if name.startswith("quickstart") else 500_000), name
     assert sum(sizes.values()) < 12_000_000, sum(sizes.values())
 
 

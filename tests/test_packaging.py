@@ -291,20 +291,9 @@ def steps(*target):
 
 @pytest.mark.parametrize(
     "target",
-    [
-        "setup",
-        "demo",
-        "test",
-        "test-slow",
-        "test-browser",
-        "bench",
-        "lab",
-        "lint",
-        "types",
-        "docs",
-        "format",
-    ],
-)
+    ["setup", "demo", "figures", "test", "test-slow", "test-browser", "bench", "docs", "lab",
+     "lint", "types", "format"],
+)  # fmt: skip
 def test_each_target_sets_up_first(target):
     assert steps(target)[0].endswith("setup_env.py")
 
