@@ -88,7 +88,7 @@ def test_code_before_the_cell_and_weights_may_not(house):
     write(house, code(FIRST.replace("7", "8")), words("# A picture"), code(DRAW))
     assert "the code up to cell 2" in reasons(house)[0]
     (house / "figures" / "README.md").unlink()
-    assert "nothing says" in reasons(house)[0]
+    assert "nothing in figures/README.md says" in reasons(house)[0]
 
 
 def test_a_table_counts_where_it_is_read(house):
