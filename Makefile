@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfil
 	--nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-browser bench lab lint format clean
+.PHONY: help setup demo test test-slow test-browser bench lab lint format address clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,9 @@ lint: setup ## Check style and formatting
 format: setup ## Mend style and formatting
 	$(VENV_PYTHON) -m ruff check --fix
 	$(VENV_PYTHON) -m ruff format
+
+address: setup ## Write the repository's address (in pyproject.toml) into the notebooks
+	$(VENV_PYTHON) notebooks/address.py
 
 clean: ## Remove caches and builds (for a new environment: rm -rf .venv)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
