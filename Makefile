@@ -14,8 +14,16 @@ VENV_PYTHON := .venv/bin/python
 PYTEST = OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile \
 	--nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
+# Notebooks are left out: what they print was printed by the versions of constraints.txt.
+define test_in
+$(PYTHON) tests/edges.py $(1)
+OMP_NUM_THREADS=1 .venv-$(1)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
+	-m "not slow and not browser" tests $(ARGS)
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo figures test test-slow test-browser bench docs lab lint types format clean
+.PHONY: help setup demo figures test test-slow test-browser test-oldest test-newest bench docs lab \
+	lint types format address clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -39,6 +47,12 @@ test-browser: setup ## Run the tests in a real browser; gets playwright and, as 
 	@$(VENV_PYTHON) setup_env.py --browser
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m browser -s tests/browser $(ARGS)
 
+test-oldest: ## Run the tests with the oldest packages that pyproject.toml admits
+	$(call test_in,oldest)
+
+test-newest: ## Run the tests with the newest packages that pip finds
+	$(call test_in,newest)
+
 bench: setup ## Print how fast it is, as ratios within one run (minutes)
 	$(VENV_PYTHON) -m tfkit bench
 
@@ -60,6 +74,9 @@ types: setup ## Check the package's types alone
 format: setup ## Mend style and formatting
 	$(VENV_PYTHON) -m ruff check --fix
 	$(VENV_PYTHON) -m ruff format
+
+address: setup ## Write the repository's address (in pyproject.toml) into the notebooks
+	$(VENV_PYTHON) notebooks/address.py
 
 clean: ## Remove caches and builds (for a new environment: rm -rf .venv)
 	rm -rf build dist docs/_build docs/notebooks *.egg-info

@@ -72,10 +72,12 @@ def wolf():
 @pytest.fixture
 def cells(monkeypatch):
     """A kernel's cells: what other threads ask to be done there, waiting in a list."""
-    from ipykernel.kernelbase import Kernel
+    import ipykernel.ipkernel  # noqa: F401  before the name is another's
 
     waiting = []
     loop = SimpleNamespace(add_callback=waiting.append)
-    monkeypatch.setattr(Kernel, "initialized", lambda: True)
-    monkeypatch.setattr(Kernel, "instance", lambda: SimpleNamespace(io_loop=loop))
+    running = SimpleNamespace(io_loop=loop)
+    # The name alone: a widget's comm would take no other kernel than a real one (ipykernel 6).
+    there = SimpleNamespace(initialized=lambda: True, instance=lambda: running)
+    monkeypatch.setattr("ipykernel.kernelbase.Kernel", there)
     return waiting

@@ -18,12 +18,12 @@ from tfkit.codec import DEFAULT_FPS
 from tfkit.plots import Sheet
 from tfkit.video import Clip
 from tfkit.widgets import films, page
-from tfkit.widgets.twin import with_picture
+from tfkit.widgets.twin import Twin
 
 VIEWS = ("wipe", "difference", "grid")
 
 
-class VideoCompare(anywidget.AnyWidget):
+class VideoCompare(Twin, anywidget.AnyWidget):
     """Two or more clips of equal length and size, played and stepped as one.
 
     clips: Clips, Edits or frames (f, 3, h, w), or one mapping of names to them; the names are the
@@ -117,10 +117,6 @@ class VideoCompare(anywidget.AnyWidget):
                 f"{name}={proposal['value']!r}: expected one of {list(self._frames)}"
             )
         return proposal["value"]
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        """The widget, and for readers without a kernel what it shows now."""
-        return with_picture(super()._repr_mimebundle_(**options), self.figure()._repr_png_())
 
     def __repr__(self) -> str:
         (h, w), error = self._packed.size, self._packed.error

@@ -27,13 +27,13 @@ from tfkit.tracks import grid_of, read_at
 from tfkit.trajectory import Trajectory
 from tfkit.video import Clip, as_frames, size_of
 from tfkit.widgets import compact, page
-from tfkit.widgets.twin import with_picture
+from tfkit.widgets.twin import Twin
 
 BASES = ("joint", "frame")  # one basis for all frames, or each frame's own
 LEAST = 3  # components: red, green, blue
 
 
-class PCAExplorer(anywidget.AnyWidget):
+class PCAExplorer(Twin, anywidget.AnyWidget):
     """A clip's frames in the colours of their tokens' components, and slices over time.
 
     clip: a Clip or frames (f, 3, h, w). features: {(timestep, layer): (f, n, d)}, every timestep
@@ -227,10 +227,6 @@ class PCAExplorer(anywidget.AnyWidget):
         if not good:
             raise traitlets.TraitError(f"{name} is {value!r}: expected {wanted}")
         return list(value)
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        """The widget, and for readers without a kernel what it shows now."""
-        return with_picture(super()._repr_mimebundle_(**options), self.figure()._repr_png_())
 
     def __repr__(self) -> str:
         (h, w), kept = self.size, min(self._kept.values())

@@ -7,7 +7,6 @@ from Python does what the menus do. A film is made at once, a picture by the mod
 import io
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import ipywidgets as widgets
 import traitlets
@@ -19,7 +18,7 @@ from tfkit.menagerie import vocabulary, world
 from tfkit.sampling import generate
 from tfkit.video import resize, to_uint8
 from tfkit.widgets.kernel import where_cells_run
-from tfkit.widgets.twin import with_picture
+from tfkit.widgets.twin import Twin
 
 OPEN = "(open)"  # what a menu says of what the caption does not
 MENUS = {
@@ -33,7 +32,7 @@ MENUS = {
 ZOOM = 256  # pixels that pictures are shown with
 
 
-class CaptionComposer(widgets.VBox):
+class CaptionComposer(Twin, widgets.VBox):
     """Menus for every attribute, a text field for any caption, a film and a sampled picture.
 
     model: makes the pictures of ``generate()``; without one there are films only. caption, seed:
@@ -132,9 +131,8 @@ class CaptionComposer(widgets.VBox):
             self._button.disabled, self._message.value = False, ""
         return made[0]
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        """The widget, and for readers without a kernel its first frame."""
-        return with_picture(super()._repr_mimebundle_(**options), self._still)
+    def _twin(self) -> bytes:
+        return self._still  # its first frame
 
 
 class _unobserved:

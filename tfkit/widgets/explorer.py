@@ -23,12 +23,12 @@ from tfkit.plots import Sheet
 from tfkit.tracks import Size, grid_of, read_at, token_centers, track_points
 from tfkit.video import Clip, as_frames, size_of
 from tfkit.widgets import compact, page
-from tfkit.widgets.twin import with_picture
+from tfkit.widgets.twin import Twin
 
 SHARE = 0.25  # of the budget, at most, is the truth's
 
 
-class CorrespondenceExplorer(anywidget.AnyWidget):
+class CorrespondenceExplorer(Twin, anywidget.AnyWidget):
     """A clip's frames, and on each the similarity of its tokens to the one under the mouse.
 
     clip: a Clip or frames (f, 3, h, w). features: {(timestep, layer): (f, n, d)}, every timestep
@@ -195,10 +195,6 @@ class CorrespondenceExplorer(anywidget.AnyWidget):
             at = torch.tensor([[x, y]], dtype=torch.float32)
             found[:, k] = track_points(self.tokens, at, self.size, start=frame)[0][:, 0]
         return found
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        """The widget, and for readers without a kernel what it shows now."""
-        return with_picture(super()._repr_mimebundle_(**options), self.figure()._repr_png_())
 
     def __repr__(self) -> str:
         (h, w), widths = self.size, {item["width"] for item in self._data["tokens"]}

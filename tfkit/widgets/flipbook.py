@@ -15,12 +15,12 @@ from torch import Tensor
 
 from tfkit import codec
 from tfkit.video import resize, to_uint8
-from tfkit.widgets.twin import with_picture
+from tfkit.widgets.twin import Twin
 
 ZOOM = 384  # pixels of the shown pictures' shorter side
 
 
-class Flipbook(widgets.VBox):
+class Flipbook(Twin, widgets.VBox):
     """Pictures (3, h, w), or films (f, 3, h, w), by key; one slider for each axis of the keys.
 
     pictures: {key: picture} with keys that are tuples as long as ``axes`` (or single values where
@@ -87,10 +87,8 @@ class Flipbook(widgets.VBox):
         named = zip(self._axes, self.key, strict=True)
         self._image.alt = ", ".join(f"{name} {value}" for name, value in named)
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        """The widget, and for readers without a kernel the picture it shows."""
-        still = _encoded(self._stills[self.key], self._size, 1)
-        return with_picture(super()._repr_mimebundle_(**options), still)
+    def _twin(self) -> bytes:
+        return _encoded(self._stills[self.key], self._size, 1)
 
 
 def _encoded(frames: Tensor, size: int, fps: float | int) -> bytes:

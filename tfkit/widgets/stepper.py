@@ -27,12 +27,12 @@ from tfkit.widgets import page
 from tfkit.widgets.branches import SETTINGS, Branches
 from tfkit.widgets.kernel import interruptible, where_cells_run
 from tfkit.widgets.stops import Stops, describe, is_new, passes
-from tfkit.widgets.twin import with_picture
+from tfkit.widgets.twin import Twin
 
 PLACES = 1024  # tokens of the layer that fields are shown of at first, at most
 
 
-class EditStepper(anywidget.AnyWidget):
+class EditStepper(Twin, anywidget.AnyWidget):
     """The controls of an `EditSession`, its keyframes, and the clean frames that steps head for.
 
     session: becomes branch "A"; it is stepped itself, call ``refresh()`` after stepping it
@@ -295,10 +295,6 @@ class EditStepper(anywidget.AnyWidget):
     def figure(self) -> Sheet:
         """What is shown of each branch, its keyframes framed."""
         return self._stops.figure(self._branches)
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        """The widget, and for readers without a kernel what it shows now."""
-        return with_picture(super()._repr_mimebundle_(**options), self.figure()._repr_png_())
 
     def __repr__(self) -> str:
         at = [f"{n} at {s.position} of {len(s.timesteps)}" for n, s in self._branches.items()]

@@ -26,12 +26,12 @@ from tfkit.plots import Sheet
 from tfkit.preferences import Preferences, summarize
 from tfkit.video import Clip, to_uint8
 from tfkit.widgets import films, page
-from tfkit.widgets.twin import with_picture
+from tfkit.widgets.twin import Twin
 
 ASKED = "Which video is more consistent over time, and keeps the motion of the source better?"
 
 
-class PreferenceStudy(anywidget.AnyWidget):
+class PreferenceStudy(Twin, anywidget.AnyWidget):
     """Asks one rater, pair by pair, left or right; by mouse, by keys, or by `answer`.
 
     pairs: (source, {"TokenFlow": edit, "per frame": other}, prompt) each, or a mapping with the
@@ -169,10 +169,6 @@ class PreferenceStudy(anywidget.AnyWidget):
             # the system's own words, for the file's name might name a method
             words = getattr(error, "strerror", None) or type(error).__name__
             self.set_trait("problem", f"{words} (attempt {content.get('sent')})")
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        """The widget, and for readers without a kernel the pair that is shown."""
-        return with_picture(super()._repr_mimebundle_(**options), self.figure()._repr_png_())
 
     def __repr__(self) -> str:
         return f"PreferenceStudy({self.rater!r}: {self.trial} of {self.total} questions answered)"

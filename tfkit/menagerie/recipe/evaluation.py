@@ -28,6 +28,7 @@ from tfkit.menagerie.vocabulary import attribute
 from tfkit.methods import Method
 from tfkit.propagation import Propagation
 from tfkit.sampling import generate
+from tfkit.tokens import Kind
 from tfkit.video import Clip
 
 FIRST_SEED = 900_000  # far from those of training and of its reports
@@ -140,6 +141,7 @@ def correspondence(
     By self-attention's outputs, the paper's choice, and by its inputs, that of the authors' code.
     """
     found: dict[str, list[float]] = {}
+    kinds: tuple[Kind, ...] = ("output", "input")
     layers = [f"up_blocks.{b}.attentions.{a}.*" for b in (1, 2, 3) for a in (0, 1, 2)]
     for i in range(min(8, bench.count)):
         clip = bench.clip(i, ahead + 1)
@@ -152,7 +154,7 @@ def correspondence(
             continue
         source = tfkit.invert(bench.model, clip, clip.caption, steps=50, progress=False)
         features: dict[str, Tensor] = {}
-        for kind, t in product(("output", "input"), timesteps):
+        for kind, t in product(kinds, timesteps):
             told = tfkit.extract_tokens(bench.model, source, timestep=t, layers=layers, kind=kind)
             features |= {f"{name.split('.transf')[0]}, {kind}, {t}": x for name, x in told.items()}
         for width in (4, 12, 20):
@@ -163,8 +165,8 @@ def correspondence(
             score = metrics.pck(ends[-1], places[-1, good], 0.05 * side)
             found.setdefault(name, []).append(score)
     scores = {f"PCK@0.05, {name}": mean(rates) for name, rates in found.items()}
-    kinds = ("output", "input", "RGB")
-    best = [max((n for n in scores if kind in n), key=scores.__getitem__) for kind in kinds]
+    groups = (*kinds, "RGB")
+    best = [max((n for n in scores if group in n), key=scores.__getitem__) for group in groups]
     return {name: scores[name] for name in best}
 
 

@@ -1,0 +1,67 @@
+"""Writes the repository's address into every notebook: `make address`.
+
+The address is `Repository` in pyproject.toml's [project.urls] and stands there alone. A notebook
+needs it where tfkit is not installed yet: in its first cell, and in its badge. Outputs stay.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import tomllib
+
+HERE = Path(__file__).resolve().parent
+COLAB = "https://colab.research.google.com/"
+PLACEHOLDER = "https://example.org/"  # where nobody's repository lies
+
+
+def address() -> str:
+    """Where the repository lies, as pyproject.toml has it."""
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    return project["urls"]["Repository"].removesuffix("/").removesuffix(".git")
+
+
+def badge(url: str, name: str) -> str:
+    """The line under a notebook's title. Colab opens by itself what lies on GitHub."""
+    place, hint = COLAB, "File → Upload notebook; its first cell installs what is missing."
+    if url.startswith(PLACEHOLDER):
+        hint = "File → Upload notebook, and put where tfkit lies into its first cell."
+    elif on_github := re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+)", url):
+        place = f"{COLAB}github/{on_github[1]}/blob/main/notebooks/{name}"
+        hint = "Its first cell installs what is missing."
+    return f"[![Open in Colab]({COLAB}assets/colab-badge.svg)]({place}) &nbsp; {hint}"
+
+
+def install(url: str) -> str:
+    """The lines that install tfkit where it is missing, and what its widgets need beside it."""
+    return (
+        f'    REPOSITORY = "{url}.git"  # see notebooks/address.py\n'
+        '    %pip install -q anywidget "tfkit @ git+{REPOSITORY}"\n'
+    )
+
+
+def addressed(text: str, url: str, name: str) -> str:
+    """A notebook's text with the address in its badge and in its first cell of code."""
+    book = json.loads(text)
+    for cell, pattern, lines in (
+        (book["cells"][0], r"\[!\[Open in Colab\].*", badge(url, name)),
+        (book["cells"][1], r" *REPOSITORY = .*\n *%pip install .*\n", install(url)),
+    ):
+        source, found = re.subn(pattern, lambda _, to=lines: to, "".join(cell["source"]))
+        if found != 1:
+            raise ValueError(f"{name}: {found} places that match {pattern!r}; expected one")
+        cell["source"] = source.splitlines(keepends=True)
+    return json.dumps(book, indent=1, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    for notebook in sorted(HERE.glob("*.ipynb")):
+        before = notebook.read_text("utf-8")
+        after = addressed(before, address(), notebook.name)
+        if after != before:
+            notebook.write_text(after, "utf-8")
+            print(f"wrote {notebook.name}")
+
+
+if __name__ == "__main__":
+    main()
