@@ -11,7 +11,7 @@ from unchanged import unchanged
 from xl import make_xl
 
 import tfkit
-from tfkit import adapters, hooks
+from tfkit import adapters, hooks, prompts
 
 peft = pytest.importorskip("peft")
 
@@ -28,8 +28,10 @@ def xl(tmp_path_factory):
 
 
 def pipeline(folder):
-    """diffusers' own, with nothing of tfkit in it."""
-    return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).to(torch.float64)
+    """diffusers' own, with nothing of tfkit in it but room for float64."""
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.encode_prompt = prompts.room_for(torch.float64)(pipe.encode_prompt)
+    return pipe.to(torch.float64)
 
 
 def make_lora(model, folder, kind=StableDiffusionPipeline):
@@ -55,7 +57,7 @@ def test_a_lora_is_what_diffusers_makes_of_it(model, lora, pipeline_folder):
     with unchanged(model):
         made = tfkit.load_lora(model, lora, scale=0.5)
     pipe = pipeline(pipeline_folder)
-    pipe.load_lora_weights(lora)
+    pipe.load_lora_weights(lora, weight_name="pytorch_lora_weights.safetensors")
     pipe.set_adapters(pipe.get_list_adapters()["unet"], 0.5)
     text = pipe.encode_prompt("a cat", "cpu", 1, False)[0]
     torch.testing.assert_close(made.embed("a cat"), text, rtol=0, atol=1e-6)

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from pipelines import make_pipeline, moving_latents
 
 import tfkit
-from tfkit import NonFiniteError, hooks
+from tfkit import NonFiniteError, hooks, prompts
 
 SD2_ZERO = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
@@ -28,6 +28,7 @@ def v_model(v_pipeline_folder):
 @pytest.fixture(scope="module")
 def pipeline(pipeline_folder):
     pipe = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
+    pipe.encode_prompt = prompts.room_for(torch.float64)(pipe.encode_prompt)
     return pipe.to(torch.float64)
 
 

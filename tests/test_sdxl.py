@@ -14,6 +14,7 @@ from unchanged import unchanged
 from xl import POOLED, make_xl
 
 import tfkit
+from tfkit import prompts
 from tfkit.methods import Moment, injected, injection
 from tfkit.sampling import ddim_step, sample
 from tfkit.tokens import layer_table
@@ -35,6 +36,7 @@ def model(folder):
 @pytest.fixture(scope="module")
 def pipe(folder):
     pipe = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    pipe.encode_prompt = prompts.room_for(torch.float64)(pipe.encode_prompt)
     return pipe.to(torch.float64)
 
 
@@ -75,6 +77,7 @@ def test_sampling_is_the_pipelines_own_with_a_ddim_schedule(model, pipe):
     own = StableDiffusionXLPipeline(**{**pipe.components, "scheduler": schedule},
                                     add_watermarker=False)  # fmt: skip
     own.set_progress_bar_config(disable=True)
+    own.encode_prompt = pipe.encode_prompt
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     theirs = own(
         "a cat", negative_prompt="a dog", num_inference_steps=3, guidance_scale=5.0, height=64,

@@ -4,6 +4,9 @@ A text is one tensor (1, l, d), so that texts are concatenated, repeated and kep
 SDXL's pooled embedding, which its UNet takes beside the states, is one more row at the end.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from diffusers.loaders import TextualInversionLoaderMixin
@@ -29,7 +32,8 @@ def token_ids(tokenizer: CLIPTokenizer, prompt: str) -> tuple[Tensor, str]:
 
 def encode_one(encoder: CLIPTextModel, ids: Tensor) -> Float[Tensor, "1 l d"]:
     """The last hidden states, as Stable Diffusion 1.x and 2.x read them."""
-    return encoder(ids.to(encoder.device))[0]
+    with room_for(encoder.dtype):
+        return encoder(ids.to(encoder.device))[0]
 
 
 def encode_two(
@@ -39,8 +43,9 @@ def encode_two(
 
     (Podell et al. 2023, section 2.1.) The row is filled up with zeros.
     """
-    states = first(ids.to(first.device), output_hidden_states=True).hidden_states[-2]
-    out = second(ids_2.to(second.device), output_hidden_states=True)
+    with room_for(first.dtype):
+        states = first(ids.to(first.device), output_hidden_states=True).hidden_states[-2]
+        out = second(ids_2.to(second.device), output_hidden_states=True)
     states = torch.cat([states, out.hidden_states[-2]], -1)
     pooled = F.pad(out.text_embeds, (0, states.shape[-1] - out.text_embeds.shape[-1]))
     return torch.cat([states, pooled[:, None]], 1)
@@ -51,3 +56,15 @@ def split(
 ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b {width}"]]:
     """States and pooled embeddings of what :func:`encode_two` returns."""
     return text[:, :-1], text[:, -1, :width]
+
+
+@contextmanager
+def room_for(dtype: torch.dtype) -> Iterator[None]:
+    """Before 5.0 transformers fills its causal mask, in torch's default dtype, with the least
+    number of the encoder's: of float64 that overflows float32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype if dtype == torch.float64 else before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
