@@ -89,6 +89,12 @@ class EditSession:
 
     # Where it stands
 
+    def __repr__(self) -> str:
+        plan, taken = self.plan, f"{self.position} of {len(self.timesteps)} steps taken"
+        return (
+            f"EditSession({taken}, prompt {plan.prompt!r}, {plan.method!r}, {plan.propagation!r})"
+        )
+
     @property
     def noise(self) -> Float[Tensor, "f c h w"]:
         """The noise predicted in the last step taken. ValueError before the first."""
@@ -142,7 +148,7 @@ class EditSession:
     def fields(self, layer: str) -> Field:
         """Of every frame towards each keyframe of the step, on the source's tokens: (f, k, n).
 
-        Raises ValueError for a layer that is not there and where there are no keyframes.
+        Raises ValueError for a layer that is not there, without keyframes, and without any step.
         """
         row = self._row("fields")
         t = self.timesteps[self.last]
@@ -177,7 +183,9 @@ class EditSession:
         return out.scatter_add_(1, near.second[:, None], rest[:, None])
 
     def _row(self, what: str) -> Tensor:
-        row = self._rows[min(self._steps.first + self.last, len(self._rows) - 1)]
+        if not self.timesteps:
+            raise ValueError(f"no {what}: {self.plan.method!r} takes no step at all")
+        row = self._rows[self._steps.first + self.last]
         if row is None or not hasattr(self.plan.propagation, "neighbors"):
             raise ValueError(
                 f"no {what}: {self.plan.propagation!r} carries no tokens; use tfkit.TokenFlow()"
