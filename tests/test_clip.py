@@ -1,15 +1,22 @@
 """The CLIP metric against transformers' own forward pass, on a small random CLIP."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from clips import bare, moving
+from PIL import Image
 from pipelines import _write_tokenizer
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import tfkit
+from tfkit import clip
 from tfkit.clip import accuracy, consistency, direction, load_clip, pixels
+from tfkit.menagerie import film
+from tfkit.video import to_uint8
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +44,7 @@ def test_embeddings_are_those_of_the_whole_model(folder, capfd):
     images, text = judge.embed(frames, "a red fox", batch=2)
     ids = judge.tokenizer("a red fox", padding="max_length", max_length=24, return_tensors="pt")
     with torch.no_grad():
-        theirs = judge.model(**ids, pixel_values=pixels(frames.float(), 32))
+        theirs = judge.model(**ids, pixel_values=pixels(frames.float(), 32, cut=True))
     torch.testing.assert_close(images, theirs.image_embeds)
     torch.testing.assert_close(text, theirs.text_embeds[0])
     torch.testing.assert_close(images.norm(dim=-1), torch.ones(5))
@@ -48,6 +55,27 @@ def test_embeddings_are_those_of_the_whole_model(folder, capfd):
 def test_pixels_are_normalised_as_clip_wants_them():
     grey = pixels(torch.full((1, 3, 64, 48), 0.48145466), 32)
     assert grey.shape == (1, 3, 32, 32) and grey[:, 0].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (45, 80), (200, 96), (20, 24)])
+def test_another_clip_takes_pictures_as_transformers_prepares_them(shape):
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
+    frames = (moving(3, *shape) * 255).round() / 255  # it reads 8 bits
+    images = [Image.fromarray(frame) for frame in to_uint8(frames)]
+    theirs = torch.as_tensor(np.stack(processor(images)["pixel_values"]))
+    ours = pixels(frames, 32, cut=True)
+    assert ours.shape == theirs.shape == (3, 3, 32, 32)
+    assert (ours - theirs).abs().max() < 1.5 / 255 / 0.26  # which PIL rounds to, once or twice
+
+
+def test_the_menageries_own_takes_them_as_its_folder_says():
+    judge, frames = load_clip(), film("a red cat on snow", frames=2, seed=1).frames
+    folder = Path(clip.__file__).parent / "menagerie" / "weights" / "clip"
+    processor = CLIPImageProcessorPil.from_pretrained(folder)
+    images = [Image.fromarray(frame) for frame in to_uint8(frames)]
+    theirs = torch.as_tensor(np.stack(processor(images)["pixel_values"]))
+    assert not judge.cut and theirs.shape == (2, 3, 64, 64)
+    assert (pixels(frames, 64) - theirs).abs().max() < 1.5 / 255 / 0.26
 
 
 def test_a_long_prompt_is_cut_and_other_things_are_refused(folder):

@@ -164,6 +164,21 @@ def test_weights_add_up_and_fields_point_at_keyframes(model, source, variant):
             assert weights[i, near.first[i]] >= near.weight[i] - 1e-12
 
 
+def test_without_a_step_there_is_nothing_to_look_at(model, source):
+    none = session(model, source, method=tfkit.SDEdit(0)).step()
+    assert none.position == 0 and torch.equal(none.latents, source.clean)
+    for look in (none.weights, lambda: none.fields(LAYER), none.predicted):
+        with pytest.raises(ValueError, match=r"takes no step at all|before the first step"):
+            look()
+
+
+def test_a_session_says_where_it_stands(model, source):
+    walk = session(model, source, propagation=tfkit.FirstFrame()).step(3).back()
+    walk.change(prompt="a blue fox")
+    said = f"EditSession(2 of {STEPS} steps taken, prompt 'a blue fox', {walk.plan.method!r}, "
+    assert repr(walk) == said + "FirstFrame())"
+
+
 def test_what_carries_no_tokens_has_no_fields(model, source):
     walk = session(model, source, propagation=tfkit.PerFrame())
     with pytest.raises(ValueError, match=r"no fields: PerFrame.*TokenFlow"):

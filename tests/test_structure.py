@@ -16,7 +16,7 @@ ORDER = [
     "checks", "memory", "progress", "hooks", "prompts", "diffusion", "sampling", "loading",
     "files", "source_cache", "trajectory", "methods", "conditions",
     "control", "adapters", "inversion", "tokens", "correspondence",
-    "tracks", "pca", "keyframes", "attention", "swapping", "propagation",
+    "tracks", "pca", "keyframes", "attention", "swapping", "propagation", "truth",
     "passes", "steps", "checkpoints", "session",
     "editing", "metrics", "cost", "advice",
     "raft", "fidelity", "matches", "clip", "dino", "intervals",

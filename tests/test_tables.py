@@ -3,10 +3,11 @@
 import math
 from collections import Counter
 
+import pandas as pd
 import pytest
 
 import tfkit
-from tfkit import tables
+from tfkit import metrics, tables
 from tfkit.evaluation import COLUMNS
 from tfkit.menagerie import benchmark
 
@@ -60,6 +61,42 @@ def test_ours_stand_beside_the_papers(small):
     assert beside["warp error ×10³", "tfkit"]["TokenFlow"].startswith(expected)
 
 
+def test_bounds_are_of_the_clip_itself_and_of_the_change_as_filmed(small):
+    nothing, filmed = (small[small.method == name] for name in tables.BOUNDS)
+    assert set(nothing.metric) == set(filmed.metric) == {"warp_error", "text_alignment", "success"}
+    (task, _) = tables.tasks(2, 3, 1)
+    of = filmed[(filmed.prompt == task.prompts[0]) & (filmed.metric == "success")]
+    assert of.value.tolist() == [1.0] and of.change.tolist() == [task.changes[0].kind]
+    floor = nothing[(nothing["clip"] == task.caption) & (nothing.metric == "warp_error")].value
+    model, clip = tfkit.load(), task.film()
+    decoded = model.decode(model.encode(clip), size=(128, 128))
+    assert floor.tolist() == [metrics.warp_error(decoded, clip.flow, clip.visible)]
+    assert nothing[nothing.metric == "success"].value.mean() < 0.5
+
+
+def made_up(errors):
+    """A table of warp errors x 10^3: {method: one for each prompt}."""
+    return pd.DataFrame(
+        [("A", str(i), name, "warp_error", value / 1e3)
+         for name, each in errors.items() for i, value in enumerate(each)],
+        columns=["clip", "prompt", "method", "metric", "value"],
+    )  # fmt: skip
+
+
+def test_what_is_beyond_the_floor_is_told_by_how_much_there_is():
+    errors = {
+        "nothing edited": [1, 1, 1, 1], "PnP, per frame": [9, 2, 5, 2],
+        "PnP, TokenFlow": [3, 2, 2, 1],
+    }  # fmt: skip
+    found = tables.beyond_the_floor(made_up(errors), parts=2)
+    assert list(found.index) == ["1 of 2", "2 of 2", "all"]
+    assert found.share.tolist() == pytest.approx([1.5 / 2, 2.5 / 7, 2 / 4.5])
+    assert found.beyond.tolist() == pytest.approx([0.5 / 1, 1.5 / 6, 1 / 3.5])
+    for wrong in ({"parts": 5}, {"base": "nobody"}):
+        with pytest.raises(ValueError, match="expected a table of"):
+            tables.beyond_the_floor(made_up(errors), **wrong)
+
+
 def test_a_table_is_read_as_it_was_written(small, tmp_path):
     path = tables.write_table(tmp_path / "t.csv", small, clips=2)
     table, about = tables.read_table(path)
@@ -85,6 +122,7 @@ def test_the_stored_table_is_of_these_weights_and_whole():
     table, about = tables.read_table()
     assert about["weights"] == tfkit.load().fingerprint(), "stale: run python -m tfkit tables"
     assert not table.error.any() and table["clip"].nunique() == about["clips"] == 24
-    assert set(table.method) == {*tables.CONTENDERS, *tables.REBUILT}
+    assert set(table.method) == {*tables.CONTENDERS, *tables.REBUILT, *tables.BOUNDS}
     edits = table[table.metric != "psnr"].drop_duplicates(["method", "clip", "prompt"])
-    assert len(edits) == 24 * about["prompts"] * len(tables.CONTENDERS)
+    methods = len(tables.CONTENDERS) + len(tables.BOUNDS)
+    assert len(edits) == 24 * about["prompts"] * methods

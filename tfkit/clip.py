@@ -23,11 +23,15 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, eq=False)
 class CLIP:
-    """An image and a text tower that share a space."""
+    """An image and a text tower that share a space.
+
+    cut: how it takes pictures, see :func:`pixels`.
+    """
 
     model: CLIPModel
     tokenizer: CLIPTokenizer
     name: str
+    cut: bool = True
 
     @torch.no_grad()
     def embed_frames(self, frames: Tensor | Clip, *, batch: int = 32) -> Float[Tensor, "f d"]:
@@ -35,7 +39,8 @@ class CLIP:
         frames, model = check_frames(frames), self.model
         size, images = model.config.vision_config.image_size, []
         for chunk in frames.split(batch):
-            seen = model.vision_model(pixel_values=pixels(chunk.to(model.device).float(), size))
+            shown = pixels(chunk.to(model.device).float(), size, cut=self.cut)
+            seen = model.vision_model(pixel_values=shown)
             images.append(F.normalize(model.visual_projection(seen.pooler_output), dim=-1))
         return torch.cat(images)
 
@@ -159,9 +164,22 @@ def accuracy(
     return (target > before).double().mean().item()
 
 
-def pixels(frames: Float[Tensor, "f 3 h w"], size: int) -> Float[Tensor, "f 3 size size"]:
-    """Frames in [0, 1] as a CLIP takes them: ``size`` pixels square, normalised."""
-    frames = F.interpolate(frames, size=(size, size), mode="area")
+def pixels(
+    frames: Float[Tensor, "f 3 h w"], size: int, *, cut: bool = False
+) -> Float[Tensor, "f 3 size size"]:
+    """Frames in [0, 1] as a CLIP takes them: ``size`` pixels square, normalised.
+
+    The menagerie's sees the whole picture, each of its pixels a mean of the frame's. cut: as
+    OpenAI's and its kin were trained, and transformers' CLIPImageProcessor has it: the shorter
+    side becomes ``size`` (bicubic), and the middle of the longer one is seen.
+    """
+    if cut:
+        h, w = (size * side // min(frames.shape[-2:]) for side in frames.shape[-2:])
+        frames = F.interpolate(frames, size=(h, w), mode="bicubic", antialias=True).clamp(0, 1)
+        top, left = (h - size) // 2, (w - size) // 2
+        frames = frames[..., top : top + size, left : left + size]
+    else:
+        frames = F.interpolate(frames, size=(size, size), mode="area")
     mean, std = (torch.tensor(v).to(frames)[:, None, None] for v in (_MEAN, _STD))
     return (frames - mean) / std
 
@@ -176,4 +194,4 @@ def load_clip(name: str | Path = MENAGERIE) -> CLIP:
     with explained("CLIP", folder), quietly():
         model = CLIPModel.from_pretrained(folder, use_safetensors=True)
         tokenizer = CLIPTokenizer.from_pretrained(folder)
-    return CLIP(model.float().eval().requires_grad_(False), tokenizer, str(name))
+    return CLIP(model.float().eval().requires_grad_(False), tokenizer, str(name), cut=not own)

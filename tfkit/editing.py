@@ -19,7 +19,8 @@ from tfkit.trajectory import Trajectory
 class Edit:
     """An edited video: latents (f, 4, h, w), frames (f, 3, H, W) at the source's own size.
 
-    keyframes: (steps, k) of each step taken, or None where the propagation has none.
+    keyframes: (steps, k) at each of the source's timesteps, also those that SDEdit leaves out; None
+    where the propagation has none.
     """
 
     latents: Float[Tensor, "f c h w"]

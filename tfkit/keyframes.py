@@ -39,6 +39,13 @@ class Neighbors:
         first, second = ((x[:, None] == held).int().argmax(1) for x in (self.first, self.second))
         return replace(self, first=first, second=second)
 
+    def shares(self, keyframes: int) -> Float[Tensor, "f k"]:
+        """How much each frame takes from each of so many keyframes; rows add up to 1."""
+        out = torch.zeros(len(self.first), keyframes, dtype=torch.float64)
+        out.scatter_add_(1, self.first[:, None], self.weight[:, None].double())
+        rest = torch.where(self.blended, 1 - self.weight.double(), 0.0)
+        return out.scatter_add_(1, self.second[:, None], rest[:, None])
+
 
 @dataclass(frozen=True, eq=False)
 class Block:

@@ -113,11 +113,12 @@ class Plain:
 
 @dataclass(frozen=True)
 class SDEdit(Plain):
-    """Starts part of the way: ``start`` 1 is pure noise, 0 changes nothing (Meng et al. 2022).
+    """Starts part of the way: ``start`` 1 from the noisiest level, 0 nowhere (Meng et al. 2022).
 
-    Of the source's trajectory the last ``round(start * steps)`` steps are sampled anew. noise:
-    "inverted" starts from the trajectory's own latents, "fresh" puts noise on the clean ones, one
-    draw of ``seed`` for all frames.
+    Of the source's trajectory the last ``round(start * steps)`` steps are sampled anew: all of them
+    from 1, none from 0, which gives back the source's own latents. noise: "inverted" starts from
+    the trajectory's latents, "fresh" puts noise on the clean ones, one draw of ``seed`` for all
+    frames. (The noisiest level still has a trace of the source, sqrt(alpha) of it.)
     """
 
     start: float | int = 0.6

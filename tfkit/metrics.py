@@ -106,9 +106,10 @@ def estimate_flow(
 ) -> tuple[Float[Tensor, "n 2 h w"], Bool[Tensor, "n h w"]]:
     """Optical flow from each frame to the next, and where it can be trusted: (flow, visible).
 
-    Dense inverse search (Kroeger et al., ECCV 2016) in OpenCV, forward and backward, and seen where
-    the two agree (:func:`trusted`). About 0.4 s a pair at 512 x 512. On the device of the frames,
-    float32. For RAFT's flow: tfkit.raft.
+    Dense inverse search (Kroeger et al., ECCV 2016) in OpenCV, on grey 8-bit frames and down to
+    their full resolution, forward and backward, and seen where the two agree (:func:`trusted`).
+    About 0.4 s a pair at 512 x 512. On the device of the frames, float32. For RAFT's flow:
+    tfkit.raft.
     """
     import cv2  # slow to import, and needed only here
 

@@ -22,13 +22,12 @@ from tfkit.correspondence import Field, nearest_neighbors
 from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import check_fits
 from tfkit.keyframes import Indices, check_keyframes
-from tfkit.methods import Method, Moment, PlugAndPlay
+from tfkit.methods import Method, PlugAndPlay
 from tfkit.passes import Plan, StepPasses
 from tfkit.progress import Begin, stepping
 from tfkit.propagation import Carrying, Propagation, TokenFlow
 from tfkit.sampling import ddim_step
 from tfkit.steps import Steps, schedule_of
-from tfkit.tokens import extract_tokens
 from tfkit.trajectory import Trajectory
 
 
@@ -91,6 +90,12 @@ class EditSession:
 
     # Where it stands
 
+    def __repr__(self) -> str:
+        plan, taken = self.plan, f"{self.position} of {len(self.timesteps)} steps taken"
+        return (
+            f"EditSession({taken}, prompt {plan.prompt!r}, {plan.method!r}, {plan.propagation!r})"
+        )
+
     @property
     def noise(self) -> Float[Tensor, "f c h w"]:
         """The noise predicted in the last step taken. ValueError before the first."""
@@ -144,27 +149,10 @@ class EditSession:
     def fields(self, layer: str) -> Field:
         """Of every frame towards each keyframe of the step, on the source's tokens: (f, k, n).
 
-        Raises ValueError for a layer that is not there and where there are no keyframes.
+        Raises ValueError for a layer that is not there, without keyframes, and without any step.
         """
         propagation, row = self._carrying("fields")
-        t = self.timesteps[self.last]
-        parts: list[Tensor] = []
-        for frames in torch.arange(len(self.source)).split(self.batch):
-            whole = len(self.source.timesteps)
-            now = Moment(
-                self.model, self._steps.first + self.last, whole, frames, 1, self._steps.prepared
-            )
-            with self.plan.method.during(now):
-                tokens = extract_tokens(
-                    self.model, self.source.part(t, frames), timestep=t, layers=layer,
-                    kind=propagation.field_of, batch=self.batch,
-                )  # fmt: skip
-            if len(tokens) != 1:
-                raise ValueError(
-                    f"layer={layer!r}: expected one layer, it fits {', '.join(tokens)}"
-                )
-            parts += tokens.values()
-        phi = torch.cat(parts)
+        phi = self._steps.source_tokens(self.last, layer, propagation.field_of, self.batch)
         query = phi[:, None].expand(-1, len(row), -1, -1)
         return nearest_neighbors(query, phi[row][None].expand_as(query))
 
@@ -172,16 +160,14 @@ class EditSession:
         """How much each frame takes from each keyframe of the step; rows add up to 1."""
         propagation, row = self._carrying("weights")
         count = len(self.source)
-        near = propagation.neighbors(torch.arange(count), row, count)
-        out = torch.zeros(count, len(row), dtype=torch.float64)
-        out.scatter_add_(1, near.first[:, None], near.weight[:, None].double())
-        rest = torch.where(near.blended, 1 - near.weight.double(), 0.0)
-        return out.scatter_add_(1, near.second[:, None], rest[:, None])
+        return propagation.neighbors(torch.arange(count), row, count).shares(len(row))
 
     def _carrying(self, what: str) -> tuple[Carrying, Tensor]:
         """The propagation and its keyframes of the step, where it carries tokens."""
+        if not self.timesteps:
+            raise ValueError(f"no {what}: {self.plan.method!r} takes no step at all")
         propagation = self.plan.propagation
-        row = self._rows[min(self._steps.first + self.last, len(self._rows) - 1)]
+        row = self._rows[self._steps.first + self.last]
         if row is None or not isinstance(propagation, Carrying):
             raise ValueError(f"no {what}: {propagation!r} carries no tokens; use tfkit.TokenFlow()")
         return propagation, row

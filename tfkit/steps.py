@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -17,9 +18,11 @@ from tqdm.auto import tqdm
 from tfkit import hooks
 from tfkit.diffusion import LatentDiffusion
 from tfkit.memory import fitting
+from tfkit.methods import Moment
 from tfkit.passes import Plan, SourcePasses, StepPasses
 from tfkit.sampling import at_step
 from tfkit.source_cache import StepWriter
+from tfkit.tokens import Kind, extract_tokens
 from tfkit.trajectory import Trajectory
 
 
@@ -102,6 +105,29 @@ class Steps:
             elif cache.budget > 0:
                 passes.keeps = StepWriter(cache, *where, self.schedule not in cache.sizes())
         return passes
+
+    def source_tokens(
+        self, step: int, layer: str, kind: Kind, batch: int
+    ) -> Float[Tensor, "f n d"]:
+        """The source's tokens of one layer in a step, as the plan's method leaves them.
+
+        Raises ValueError for a layer that is not there, and for a name that fits several.
+        """
+        parts: list[Tensor] = []
+        t, whole = self.timesteps[step], len(self.source.timesteps)
+        for frames in torch.arange(len(self.source)).split(batch):
+            now = Moment(self.model, self.first + step, whole, frames, 1, self.prepared)
+            with self.plan.method.during(now):
+                tokens = extract_tokens(
+                    self.model, self.source.part(t, frames), timestep=t, layers=layer, kind=kind,
+                    batch=batch,
+                )  # fmt: skip
+            if len(tokens) != 1:
+                raise ValueError(
+                    f"layer={layer!r}: expected one layer, it fits {', '.join(tokens)}"
+                )
+            parts += tokens.values()
+        return torch.cat(parts)
 
     def _run(self, passes: StepPasses, attention: Any, step: int, batch: int) -> Tensor:
         """The noise of every frame; what was read of the source is kept."""

@@ -9,7 +9,7 @@ with all it was made with. Notebook 11 reads that file and makes a small part of
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tfkit import metrics
 from tfkit.checks import check_whole
+from tfkit.clip import load_clip
 from tfkit.codec import replacing
 from tfkit.control import ControlNet
 from tfkit.diffusion import LatentDiffusion
@@ -28,8 +29,9 @@ from tfkit.loading import load
 from tfkit.menagerie.tasks import Task, benchmark
 from tfkit.methods import Plain, PlugAndPlay, SDEdit
 from tfkit.propagation import ExtendedAttention, FirstFrame, PerFrame, TokenFlow
+from tfkit.scores import Score
 from tfkit.trajectory import Trajectory
-from tfkit.video import Clip
+from tfkit.video import Clip, size_of
 
 if TYPE_CHECKING:
     import pandas
@@ -92,6 +94,8 @@ REBUILT = {  # nothing is edited: what is lost on the way (the paper's Table 2)
     "TokenFlow": {"method": Plain(), "propagation": TokenFlow(INTERVAL), "guidance": 1},
 }
 
+BOUNDS = ("nothing edited", "edit filmed")  # what the numbers of edits lie between, see bounds()
+
 _SAME = {  # our rows, and the paper's they correspond to
     "PnP, per frame": "PnP, per frame", "PnP, joint attention": "joint attention",
     "PnP, fixed keyframes": "fixed keyframes", "PnP, TokenFlow": "TokenFlow",
@@ -127,16 +131,77 @@ def measure(
     contenders: Mapping[str, Any] = CONTENDERS,
     **settings: Any,
 ) -> "pandas.DataFrame":
-    """Edits and reconstructions, measured; settings: more of :func:`tfkit.evaluate`.
+    """Edits, reconstructions and bounds, measured; settings: more of :func:`tfkit.evaluate`.
 
-    Reconstructions are rows of the empty change and the metric "psnr".
+    Reconstructions are rows of the empty change and the metric "psnr"; :func:`bounds` are of the
+    menagerie's model and CLIP.
     """
     pandas = need_pandas("tfkit.tables")
     chosen = tasks(clips, frames, prompts)
     edits = evaluate(contenders, chosen, MEASURED, steps=steps, **settings)
     films = {task.caption: (task.film(), task.caption) for task in chosen}
     rebuilt = evaluate(REBUILT, films, psnr, steps=steps, **settings)
-    return pandas.concat([edits, rebuilt], ignore_index=True)
+    return pandas.concat([edits, rebuilt, bounds(chosen)], ignore_index=True)
+
+
+@torch.no_grad()
+def bounds(chosen: Sequence[Task]) -> "pandas.DataFrame":
+    """What the numbers of edits lie between: nothing edited, and the change filmed as asked for.
+
+    Both go through the autoencoder, as edits do: what they lack is no editing method's fault. The
+    warp error is along each one's own flow. Rows as :func:`tfkit.evaluate` has them, of no seconds.
+    """
+    pandas, model, judge, rows = need_pandas("tfkit.tables"), load(), load_clip(), []
+
+    def decoded(clip: Clip) -> tuple[Tensor, Score]:
+        frames = model.decode(model.encode(clip), size=size_of(clip.frames))
+        error = metrics.warp_error(frames, clip.truth("flow"), clip.truth("visible"))
+        return frames, Score("warp_error", error, {"flow": "exact"})
+
+    for task in chosen:
+        nothing = decoded(task.film())
+        for change in task.changes:
+            both = zip(BOUNDS, (nothing, decoded(task.target(change))), strict=True)
+            for method, (frames, steady) in both:
+                read = {
+                    "text_alignment": judge.text_alignment(frames, change.prompt),
+                    "success": judge.success(frames, change.prompt, task.caption),
+                }
+                of = (method, task.caption, change.prompt, change.kind)
+                found = [steady, *(Score(k, v, {"CLIP": judge.name}) for k, v in read.items())]
+                rows += [(*of, s.name, s.value, s.measured_with, 0.0, "") for s in found]
+    return pandas.DataFrame(rows, columns=COLUMNS)
+
+
+def beyond_the_floor(
+    table: "pandas.DataFrame",
+    parts: int = 4,
+    base: str = "PnP, per frame",
+    method: str = "PnP, TokenFlow",
+) -> "pandas.DataFrame":
+    """How a method's share of another's warp error depends on how much there is to remove.
+
+    A row for each of ``parts`` equal groups of prompts, from the steadiest by ``base`` on, and one
+    for all: mean warp errors x 10^3, the share of one in the other, and the share of what is beyond
+    the floor, which is what nothing edited has. Raises ValueError for a table without that.
+    """
+    pandas = need_pandas("tfkit.tables")
+    of = table[table.metric == "warp_error"]
+    errors = 1e3 * of.pivot_table("value", ["clip", "prompt"], "method")
+    missing = {BOUNDS[0], base, method} - set(errors.columns)
+    if missing or not 1 <= parts <= len(errors):
+        raise ValueError(
+            f"parts={parts!r} of {len(errors)} prompts, and no warp error of "
+            f"{', '.join(map(repr, sorted(missing))) or 'nothing'}: expected a table of "
+            "tfkit.tables.measure and at most as many parts as it has prompts"
+        )
+    errors = errors[[BOUNDS[0], base, method]].sort_values(base)
+    group = pandas.Series([i * parts // len(errors) for i in range(len(errors))], errors.index)
+    rows = errors.groupby(group).mean()
+    rows.index = [f"{i + 1} of {parts}" for i in rows.index]
+    rows.loc["all"] = errors.mean()
+    floor, before, after = (rows[name] for name in rows.columns)
+    return rows.assign(share=after / before, beyond=(after - floor) / (before - floor))
 
 
 def write_table(path: str | Path, table: "pandas.DataFrame", **made_with: Any) -> Path:

@@ -127,7 +127,8 @@ def write_index(folder: Path) -> None:
 def write_processor(folder: Path) -> None:
     """The CLIP's image processor: what transformers does to a picture before the vision tower."""
     processor = {
-        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "resample": 3,
+        "image_processor_type": "CLIPImageProcessor", "do_resize": True,
+        "resample": 4,  # a box: means of pixels, see tfkit.clip.pixels
         "size": {"height": 64, "width": 64}, "do_center_crop": False, "do_rescale": True,
         "do_normalize": True,
         "image_mean": [0.48145466, 0.4578275, 0.40821073],

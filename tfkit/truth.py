@@ -1,0 +1,134 @@
+"""TokenFlow with nothing left to find: tokens carried along the motion that is known.
+
+What the source's features get wrong cannot be to blame here, so this bounds what better features
+could win. Only a filmed clip, whose flow is exact, can be edited so.
+Memory: of each pair of frames and size of grid one field, and one frame's tracks at a time.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from jaxtyping import Int
+from torch import Tensor
+
+from tfkit.attention import NONE, FlowAttention
+from tfkit.propagation import Passes, TokenFlow
+from tfkit.tracks import Size, follow_flow, grid_of, token_centers
+from tfkit.video import Clip, size_of
+
+
+def true_field(clip: Clip, frame: int, keyframe: int, grid: Size) -> Int[Tensor, " n"]:
+    """The token of ``keyframe`` that shows what each token of ``frame`` does; -1 where unknown.
+
+    Forwards a token's centre follows the flow, and the token that covers where it ends is meant;
+    backwards, of all the keyframe's pixels that end within a token, the one nearest to its centre
+    tells. Unknown is what is hidden on the way, or leaves the picture.
+    Raises ValueError for a clip without flow.
+    """
+    if clip.flow is None or clip.visible is None:
+        raise ValueError(
+            "the clip knows no flow; expected one of tfkit.menagerie.film, two frames at least"
+        )
+    size, first, last = size_of(clip.frames), *sorted((frame, keyframe))
+    forward = frame == first
+    starts = token_centers(grid if forward else size, size)
+    places, seen = follow_flow(starts, clip.flow[first:last], clip.visible[first:last])
+    starts, ends = starts[seen[-1]], places[-1][seen[-1]]
+    out = torch.full((grid[0] * grid[1],), -1)
+    if forward:
+        out[seen[-1]] = _covering(ends, grid, size)
+        return out
+    at = _covering(ends, grid, size)
+    apart = (ends - token_centers(grid, size)[at]).square().sum(1)
+    order = apart.argsort(descending=True, stable=True)
+    for i, origin in zip(at[order].tolist(), _covering(starts[order], grid, size), strict=True):
+        out[i] = origin  # the nearest comes last
+    return out
+
+
+def _covering(points: Tensor, grid: Size, size: Size) -> Int[Tensor, " m"]:
+    """The token that covers each point (x, y) of a picture."""
+    (rows, columns), (h, w) = grid, size
+    x = ((points[:, 0] + 0.5) * columns / w).floor().clamp(0, columns - 1)
+    y = ((points[:, 1] + 0.5) * rows / h).floor().clamp(0, rows - 1)
+    return (y * columns + x).long()
+
+
+@dataclass(eq=False)
+class TrueAttention(FlowAttention):
+    """Finds fields as FlowAttention does, and puts the true one wherever it is known."""
+
+    clip: Clip | None = None
+    frames: Tensor = NONE  # of the pass
+    keyframes: Tensor = NONE  # of the step
+    known: dict[tuple[int, int, Size], Tensor] = field(default_factory=dict)
+
+    def _source(self, attn: Attention, tokens: Tensor) -> Tensor:
+        out, found, near = super()._source(attn, tokens), self.fields[attn], self.neighbors
+        assert self.clip is not None and near is not None, "set by TrueFlow, and by the pass"
+        grid = grid_of(tokens, size_of(self.clip.frames))
+        for i, frame in enumerate(self.frames.tolist()):
+            for side, of in enumerate((near.first, near.second)):
+                true = self._true(self.clip, frame, int(self.keyframes[of[i]]), grid).to(found)
+                found[i, side] = torch.where(true < 0, found[i, side], true)
+        return out
+
+    def _true(self, clip: Clip, frame: int, keyframe: int, grid: Size) -> Tensor:
+        key = frame, keyframe, grid
+        if key not in self.known:
+            self.known[key] = true_field(clip, frame, keyframe, grid)
+        return self.known[key]
+
+
+@dataclass(frozen=True, eq=False)
+class TrueFlow(TokenFlow):
+    """TokenFlow as the paper has it, along the true motion of ``clip``, the one that is edited.
+
+    Where that is unknown the source's tokens decide, as ever. Raises ValueError without a clip's
+    flow, for the reference variant and for a window of keyframes.
+    """
+
+    window: int | None = None
+    clip: Clip | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clip is None or self.clip.flow is None:
+            raise ValueError(f"clip={self.clip!r}: expected a filmed clip, whose flow is known")
+        for name, only in (("variant", "paper"), ("window", None)):
+            if getattr(self, name) != only:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: expected {only!r}, along the true motion"
+                )
+
+    def schedule(self, keyframes: Tensor) -> None:
+        """Its fields are not the source's, so nothing of them is kept for other edits."""
+
+    def attention(self, branches: int, source: bool) -> TrueAttention:
+        return TrueAttention(branches, self.field_of, False, clip=self.clip)
+
+    def predict(
+        self, run: Passes, attention: Any, frames: int, keyframes: Tensor | None, batch: int
+    ) -> Tensor:
+        attention.keyframes = keyframes
+        return super().predict(_Told(run, attention), attention, frames, keyframes, batch)
+
+
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """Passes that tell the attention which frames are read."""
+
+    run: Passes
+    attention: TrueAttention
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        return self.run(frames)
+
+    def read_source(self, frames: Tensor, attention: Any) -> None:
+        self.attention.frames = frames
+        self.run.read_source(frames, attention)
+
+    def edited(self, frames: Tensor) -> Tensor:
+        return self.run.edited(frames)
