@@ -1,4 +1,4 @@
-"""Writes the repository's address into every notebook: `make address`.
+"""Writes the repository's address into every notebook, and the README's badges: `make address`.
 
 The address is `Repository` in pyproject.toml's [project.urls] and stands there alone. A notebook
 needs it where tfkit is not installed yet: in its first cell, and in its badge. Outputs stay.
@@ -11,6 +11,7 @@ from pathlib import Path
 import tomllib
 
 HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
 COLAB = "https://colab.research.google.com/"
 PLACEHOLDER = "https://example.org/"  # where nobody's repository lies
 
@@ -21,15 +22,20 @@ def address() -> str:
     return project["urls"]["Repository"].removesuffix("/").removesuffix(".git")
 
 
+def place(url: str, name: str) -> str:
+    """Where Colab opens a notebook: at once where it lies on GitHub, else after an upload."""
+    on_github = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+)", url)
+    return f"{COLAB}github/{on_github[1]}/blob/main/notebooks/{name}" if on_github else COLAB
+
+
 def badge(url: str, name: str) -> str:
-    """The line under a notebook's title. Colab opens by itself what lies on GitHub."""
-    place, hint = COLAB, "File → Upload notebook; its first cell installs what is missing."
+    """The line under a notebook's title."""
+    hint = "File → Upload notebook; its first cell installs what is missing."
     if url.startswith(PLACEHOLDER):
         hint = "File → Upload notebook, and put where tfkit lies into its first cell."
-    elif on_github := re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+)", url):
-        place = f"{COLAB}github/{on_github[1]}/blob/main/notebooks/{name}"
+    elif place(url, name) != COLAB:
         hint = "Its first cell installs what is missing."
-    return f"[![Open in Colab]({COLAB}assets/colab-badge.svg)]({place}) &nbsp; {hint}"
+    return f"[![Open in Colab]({COLAB}assets/colab-badge.svg)]({place(url, name)}) &nbsp; {hint}"
 
 
 def install(url: str) -> str:
@@ -54,7 +60,17 @@ def addressed(text: str, url: str, name: str) -> str:
     return json.dumps(book, indent=1, ensure_ascii=False) + "\n"
 
 
+def linked(text: str, url: str) -> str:
+    """The README's text with the links of its badges, one for each notebook."""
+
+    def link(found: re.Match[str]) -> str:
+        return f"[colab {found[1]}]: {place(url, f'{found[1]}.ipynb')}"
+
+    return re.sub(r"^\[colab (\w+)\]: .*$", link, text, flags=re.M)
+
+
 def main() -> None:
+    README.write_text(linked(README.read_text("utf-8"), address()), "utf-8")
     for notebook in sorted(HERE.glob("*.ipynb")):
         before = notebook.read_text("utf-8")
         after = addressed(before, address(), notebook.name)

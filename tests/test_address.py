@@ -50,6 +50,16 @@ def test_a_badge_promises_no_more_than_its_address_keeps(address):
     assert "(https://colab.research.google.com/) " in elsewhere and "Upload" in elsewhere
 
 
+def test_the_readmes_badges_lead_where_the_notebooks_do(address):
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert text == address.linked(text, address.address()), "run make address"
+    moved = address.linked(text, GITHUB)
+    for notebook in NOTEBOOKS:
+        place = address.place(GITHUB, notebook.name)
+        assert f"[colab {notebook.stem}]: {place}\n" in moved
+    assert address.linked(moved, address.address()) == text
+
+
 def test_a_notebook_without_its_first_cell_is_told(address):
     book = {"cells": [{"source": ["# Title\n", "[![Open in Colab](a)](b)"]}, {"source": ["1"]}]}
     with pytest.raises(ValueError, match=r"a\.ipynb: 0 places"):

@@ -35,7 +35,7 @@ def place(tmp_path, monkeypatch):
 
 
 def test_blocks_are_of_known_kinds():
-    assert {kind for kind, _ in BLOCKS} == {"python", "bash"} and len(PYTHON) >= 2
+    assert {kind for kind, _ in BLOCKS} == {"python", "bash", "bibtex"} and len(PYTHON) >= 2
     starts = {shlex.split(line)[0] for line in LINES}
     assert starts == {"make", "pip", "python"}
 
@@ -87,6 +87,17 @@ def test_other_commands_are_known():
     found = re.findall(r"`?python -m tfkit (\w+)", (HOUSE / "README.md").read_text())
     commands = next(iter(parser()._subparsers._group_actions)).choices
     assert found and set(found) <= set(commands)
+
+
+def test_every_notebook_has_its_picture_its_sentence_and_its_badge():
+    text = (HOUSE / "README.md").read_text()
+    notebooks = sorted(path.stem for path in (HOUSE / "notebooks").glob("*.ipynb"))
+    rows = re.findall(
+        r'^\| <img src="figures/[\w.]+" [^|]*\| \*\*\[[^]]+\]\(notebooks/(\w+)\.ipynb\)\*\*[^|]*'
+        r"\]\[colab (\w+)\]<br>[A-Z][^|]+\. \|$", text, re.M,
+    )  # fmt: skip
+    assert rows == [(name, name) for name in notebooks]
+    assert re.findall(r"^\[colab (\w+)\]: \S+$", text, re.M) == notebooks
 
 
 def test_every_file_it_links_to_is_there():
