@@ -22,11 +22,11 @@ from torch import Tensor
 from tfkit import hooks
 from tfkit.checks import check_frames
 from tfkit.conditions import canny
-from tfkit.diffusion import LatentDiffusion, NonFiniteError, resize
+from tfkit.diffusion import LatentDiffusion, NonFiniteError
 from tfkit.loading import CONTROLNETS, MENAGERIE, load_controlnet
 from tfkit.methods import Moment, Plain, check_noise, check_share, fresh, inverted
 from tfkit.trajectory import Trajectory, digest
-from tfkit.video import Clip
+from tfkit.video import Clip, resize
 
 
 @dataclass(frozen=True, eq=False)
