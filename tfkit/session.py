@@ -114,7 +114,13 @@ class EditSession:
         return self._steps.timesteps
 
     @property
+    def known(self) -> int:
+        """How many steps it holds: those beyond ``position`` too, which it went back from."""
+        return len(self._noise)
+
+    @property
     def latents(self) -> Float[Tensor, "f c h w"]:
+        """Those of every frame after the last step taken, or those it began from."""
         return _kept(self._latents, self.position)
 
     @property
@@ -185,7 +191,7 @@ class EditSession:
         with self._bar(progress, end) as begin:
             while self.position < end:
                 tick = begin(self.position)
-                if self.position == len(self._noise):
+                if self.position == self.known:
                     self._take(tick)
                 self.position += 1
             begin(end)
@@ -254,7 +260,7 @@ class EditSession:
                 if kept:
                     self.restore(**kept)
                 else:
-                    if self.position == len(self._noise):
+                    if self.position == self.known:
                         self._take(tick)
                     self.position += 1
                     if files:
