@@ -92,6 +92,11 @@ def known_words() -> str:
     )
 
 
+def words() -> list[str]:
+    """Every word that a caption may hold, synonyms and fillers too, in alphabetical order."""
+    return sorted({*_NOUNS, *_NUMBERS, *_FILLERS, *_KINDS, *_SYNONYMS})
+
+
 def _words_of(caption: str) -> list[str]:
     """Its words and commas, synonyms replaced; digits and foreign letters make words too."""
     words = re.findall(r"[^\W_]+|,", caption.lower())
@@ -100,8 +105,7 @@ def _words_of(caption: str) -> list[str]:
 
 def unknown_words(caption: str) -> list[str]:
     """The words of a caption that are outside the vocabulary, sorted."""
-    known = {*_NOUNS, *_NUMBERS, *_FILLERS, *_KINDS, ","}
-    return sorted({*_words_of(caption)} - known)
+    return sorted({*_words_of(caption)} - {*words(), ","})
 
 
 def _agree(caption: str, kind: str, before: str | None, word: str) -> str:
