@@ -31,7 +31,9 @@ STABLE_DIFFUSION = {  # ids on the hub; the repositories these mirror are gone
 CONTROLNETS = {"1.5": "lllyasviel/sd-controlnet-canny"}
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _XL_PARTS = (*PARTS, "text_encoder_2", "tokenizer_2")
-_WEIGHT_FILE = re.compile(r"(diffusion_pytorch_)?model(\.fp16)?(-\d+-of-\d+)?(\.fp16)?\.safetensors")
+_SAFETENSORS = re.compile(
+    r"(diffusion_pytorch_)?model(\.fp16)?(-\d+-of-\d+)?(\.fp16)?\.safetensors"
+)
 WEIGHTS = Path(__file__).parent / "menagerie" / "weights"
 _VOCABULARY = ("vocab.json", "tokenizer.json")
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -244,7 +246,7 @@ def _check_unet(name: str | Path, folder: Path) -> tuple[str, ...]:
 def _weights(place: str | Path, names: Iterable[str], half: bool) -> tuple[str | None, list[str]]:
     """The variant to read (None or "fp16") and its files, of those in one part's folder."""
     names = sorted(names)
-    found = [name for name in names if _WEIGHT_FILE.fullmatch(name)]
+    found = [name for name in names if _SAFETENSORS.fullmatch(name)]
     halves = [name for name in found if ".fp16" in name]
     plain = [name for name in found if ".fp16" not in name]
     if halves and (half or not plain):

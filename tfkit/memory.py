@@ -1,5 +1,6 @@
-"""When memory runs out: half the batch, and on."""
+"""When memory runs out: half the batch, and on. And the most that was held."""
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -34,3 +35,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or (a RuntimeError like others) on the CPU."""
     known = (MemoryError, torch.cuda.OutOfMemoryError)
     return isinstance(error, known) or "can't allocate memory" in str(error)
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at the most. Raises ImportError on Windows."""
+    import resource  # which Windows has not
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
