@@ -13,10 +13,11 @@ T = TypeVar("T")
 def fitting(
     work: Callable[[int], T], batch: int, *, name: str = "batch", least: int = 1
 ) -> tuple[T, int]:
-    """``work(batch)``, with half the batch as often as memory runs out; and the batch that fitted.
+    """Calls ``work(batch)``, with half the batch each time that memory runs out.
 
-    name: what it is that is halved, down to ``least``. Warns of each halving. Raises torch's own
-    error where even the least is too much.
+    Returns its result, and the batch that fitted. name: what warnings call the batch. least: the
+    smallest one tried. Warns of each halving; raises torch's own error where even the least is too
+    much.
     """
     while True:
         try:

@@ -23,7 +23,7 @@ def ddim_step(x: Tensor, noise: Tensor, a_from: Tensor, a_to: Tensor) -> Tensor:
 
 @contextmanager
 def at_step(step: int, steps: int) -> Iterator[None]:
-    """Says in which step a model overflowed."""
+    """Adds the step to the message of a NonFiniteError that the block raises."""
     try:
         yield
     except NonFiniteError as error:

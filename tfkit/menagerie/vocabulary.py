@@ -109,7 +109,7 @@ def unknown_words(caption: str) -> list[str]:
 
 
 def _agree(caption: str, kind: str, before: str | None, word: str) -> str:
-    """``word``, unless something else has been said of the one animal or scene."""
+    """``word``; ValueError where another ``kind`` has been named for the same animal or scene."""
     if before in (None, word):
         return word
     one = "scene" if kind == "ground" else "animal"
@@ -120,7 +120,7 @@ def _agree(caption: str, kind: str, before: str | None, word: str) -> str:
 
 
 def _say(caption: str, look: Look, said: dict[str, str]) -> Look:
-    """The look with what has been ``said``, which is then forgotten."""
+    """The look with the attributes ``said`` of it by kind; empties ``said``."""
     new = {kind: _agree(caption, kind, getattr(look, kind), word) for kind, word in said.items()}
     said.clear()
     return replace(look, **new)
