@@ -74,7 +74,7 @@ class Score:
 
 
 def settings_of(measured_with: str) -> dict[str, str]:
-    """The settings, by name, that :attr:`Score.measured_with` wrote in one line."""
+    """The settings, by name, that ``Score.measured_with`` wrote in one line."""
     pairs = re.split(r", (?=[^,:]+: )", measured_with) if measured_with else []
     return {name: value for name, _, value in (pair.partition(": ") for pair in pairs)}
 
