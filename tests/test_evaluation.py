@@ -117,7 +117,7 @@ def test_a_card_says_what_is_met_and_what_is_missed(tmp_path):
 def test_the_card_is_a_stage_of_the_recipe(tmp_path):
     from shutil import copytree
 
-    from tfkit.menagerie.folder import WEIGHTS
+    from tfkit.loading import WEIGHTS
 
     out = copytree(WEIGHTS, tmp_path / "out")
     begun = {"held-out scenes, at the most": 2, "measured before": 0.5}

@@ -241,9 +241,11 @@ def test_generate_is_ddim_with_guidance_from_the_seeds_noise(model):
     torch.testing.assert_close(model.decode(x), whole, rtol=0, atol=1e-4)
 
 
-def test_generate_takes_one_prompt_and_the_models_own_size(model):
+def test_generate_takes_one_prompt_and_any_size_the_models_own_by_default(model):
     one = tfkit.generate(model, "a cat", steps=1, progress=False)
     assert one.shape == (1, 3, model.sample_size, model.sample_size)
+    odd = tfkit.generate(model, "a cat", steps=1, size=(31, 47), progress=False)
+    assert odd.shape == (1, 3, 31, 47)  # whatever the latents' grid
     with pytest.raises(ValueError, match="prompts is empty"):
         tfkit.generate(model, [])
     with pytest.raises(ValueError, match="seed=-1"):

@@ -11,7 +11,7 @@ from tfkit import fidelity, matches, metrics, raft, tokens, tracks
 from tfkit.clip import load_clip
 from tfkit.editing import Edit
 from tfkit.menagerie import film
-from tfkit.scores import METRICS, Score, ScoreTable, over_clips
+from tfkit.scores import METRICS, Score, ScoreTable, over_clips, settings_of
 from tfkit.scoring import TokenReader, score
 from tfkit.video import Clip, resize
 
@@ -176,6 +176,11 @@ def test_the_mean_over_clips_has_an_interval_and_keeps_what_it_was_measured_with
     assert found.measured_with == "flow: exact"
     assert found.text() == f"2.33 [{1e3 * low:.2f}, {1e3 * high:.2f}]"
     assert str(found) == f"warp error ×10³ {found.text()} over 3 clips (flow: exact)"
+
+
+@pytest.mark.parametrize("settings", [{}, {"CLIP": "a: b, c"}, {"tracks": "given", "still": "0"}])
+def test_settings_are_read_back_from_their_line(settings):
+    assert settings_of(Score("steady", 1.0, settings).measured_with) == settings
 
 
 def test_one_clip_or_an_infinite_value_has_no_interval():

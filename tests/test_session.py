@@ -201,7 +201,7 @@ def test_a_bad_change_changes_nothing(model, source, settings, message):
     plan, rows = walk.plan, walk.keyframes
     with pytest.raises(ValueError, match=message):
         walk.change(**settings)
-    assert walk.plan is plan and len(walk._noise) == 2
+    assert walk.plan is plan and walk.known == 2
     assert all(torch.equal(a, b) for a, b in zip(rows, walk.keyframes, strict=True))
     with pytest.raises(ValueError, match="position=9: expected 0 to 4"):
         walk.goto(9)

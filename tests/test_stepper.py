@@ -286,7 +286,7 @@ def test_a_value_that_is_none_changes_nothing(stepper, name, value, error, messa
     with pytest.raises(error, match=message):
         setattr(stepper, name, value)
     assert {n: getattr(stepper, n) for n in traits} == traits
-    assert (stepper.position, len(stepper.session._noise)) == (1, 2)
+    assert (stepper.position, stepper.session.known) == (1, 2)
 
 
 def test_errors_are_said_on_the_page(page, stepper, unchecked):

@@ -199,6 +199,8 @@ def test_the_table_of_layers_has_the_true_shapes(model, source):
     for layer in table:
         assert layer.width == tokens[layer.name].shape[2]
         assert layer.tokens == tokens[layer.name].shape[1] * scale
+    odd = 8 * model.factor - 1  # frames of this size are coded to 8 x 8 latents too
+    assert list(layer_table(model, (odd, odd))) == list(layer_table(model, (odd + 1, odd + 1)))
     labels = [layer.label for layer in table]
     assert len(set(labels)) == len(labels) and "mid" in labels and "up 1.0" in labels
     printed = repr(table).splitlines()

@@ -8,7 +8,7 @@ from transformers import CLIPModel
 import tfkit
 from tfkit import metrics
 from tfkit.clip import load_clip
-from tfkit.menagerie.folder import WEIGHTS
+from tfkit.loading import WEIGHTS
 from tfkit.menagerie.vocabulary import COLORS
 
 

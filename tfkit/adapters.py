@@ -18,9 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tfkit.diffusion import HALF, LatentDiffusion
-from tfkit.loading import PICKLED, as_ddim, explained, listing, quietly
-
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+from tfkit.loading import PARTS, PICKLED, as_ddim, explained, listing, quietly
 
 
 def from_pipeline(pipeline: Any, *, name: str = "") -> LatentDiffusion:
@@ -30,11 +28,11 @@ def from_pipeline(pipeline: Any, *, name: str = "") -> LatentDiffusion:
     schedule made of its config. A VAE in half precision is copied to float32. Raises ValueError for
     a pipeline without the parts of a Stable Diffusion.
     """
-    missing = [part for part in _PARTS if getattr(pipeline, part, None) is None]
+    missing = [part for part in PARTS if getattr(pipeline, part, None) is None]
     if missing:
         raise ValueError(
             f"{type(pipeline).__name__} has no {missing[0]}; expected a diffusers pipeline with "
-            f"{', '.join(_PARTS)}, such as StableDiffusionPipeline"
+            f"{', '.join(PARTS)}, such as StableDiffusionPipeline"
         )
     second = (getattr(pipeline, part, None) for part in ("text_encoder_2", "tokenizer_2"))
     vae = pipeline.vae
@@ -128,7 +126,7 @@ def _pipeline(model: LatentDiffusion) -> Any:
     # Here, not above: beside a broken torchvision this import fails, and nothing else needs it.
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    parts = {name: getattr(model, name) for name in _PARTS}
+    parts = {name: getattr(model, name) for name in PARTS}
     with quietly():
         if model.text_encoder_2 is not None:
             second = {n: getattr(model, n) for n in ("text_encoder_2", "tokenizer_2")}

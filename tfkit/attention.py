@@ -56,10 +56,11 @@ def extended_over(
     beside: Keys | None = None,
     own: bool = True,
 ) -> tuple[Float[Tensor, "b n d"], Keys | None]:
-    """The same over the keys and values ``beside`` as well, which are other frames'.
+    """:func:`extended`, over the keys and values of other frames as well.
 
-    own: False: over those alone. Returns the frames' own keys and values too; None where no branch
-    but the source is there.
+    beside: those keys and values, of the edited branches. own=False: attention is over these alone,
+    and not over the frames' own. Returns the tokens, and the frames' own keys and values (None
+    where there is no branch but the source).
     """
     q, k, v = project(attn, tokens)
     frames = len(tokens) // branches
@@ -95,9 +96,11 @@ def some_keys(keys: Keys | None, positions: Int[Tensor, " c"]) -> Keys | None:
 
 @dataclass(frozen=True, eq=False)
 class KeyTokens:
-    """What a layer keeps of the keyframes: source tokens (k, n, d), outputs (branches, k, n, d).
+    """What is kept of the keyframes in a layer, for the other frames of the step.
 
-    keys: theirs in the edited branches, None where no pass to come is to see them.
+    source: the source's tokens (k, n, d), which fields lead to. outputs: what is carried along the
+    fields (branches, k, n, d). keys: keys and values in the edited branches; None where no later
+    keyframe attends to these.
     """
 
     source: Tensor
@@ -105,7 +108,7 @@ class KeyTokens:
     keys: Keys | None = None
 
     def at(self, positions: Int[Tensor, " c"]) -> "KeyTokens":
-        """Those of some of the keyframes."""
+        """What is kept of some of them, by position."""
         at = positions.to(self.source.device)
         return KeyTokens(self.source[at], self.outputs[:, at], some_keys(self.keys, at))
 
@@ -131,13 +134,14 @@ class JointAttention:
 class KeyframeAttention:
     """A processor with two modes: the keyframes attend to each other, and the others to them.
 
-    context: which of the keyframes that went before stay, by position, and are attended to as
-    well. Of each layer it holds the keyframes' keys and values until the next step replaces them.
+    recall: False in the keyframes' pass, True in that of the others. context: which of the
+    keyframes that went before stay, by position; keyframes attend to these as well. kept: of each
+    layer the keyframes' keys and values, until the next step replaces them.
     """
 
     branches: int
     source: bool
-    recall: bool = False  # False: the keyframes' pass
+    recall: bool = False
     context: Tensor = NONE
     kept: dict[nn.Module, Keys | None] = field(default_factory=dict)
 

@@ -33,7 +33,7 @@ def canny(frames: Tensor | Clip, *, low: int = 100, high: int = 200) -> Float[Te
 def latent_depth(
     model: LatentDiffusion, depth: Tensor | None, count: int, size: tuple[int, int]
 ) -> Float[Tensor, "f 1 h w"] | None:
-    """The depth clip as a depth model reads it: at the latents' ``size``, each frame in [-1, 1].
+    """Depth as a depth model reads it: at the latents' ``size`` (h, w), each frame in [-1, 1].
 
     depth: (f, h, w) or (f, 1, h, w) in any unit, larger is nearer, as MiDaS has it. Resized
     (bicubic) and spread over [-1, 1] frame by frame as diffusers' StableDiffusionDepth2ImgPipeline

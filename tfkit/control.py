@@ -22,11 +22,11 @@ from torch import Tensor
 from tfkit import hooks
 from tfkit.checks import check_frames
 from tfkit.conditions import canny
-from tfkit.diffusion import LatentDiffusion, NonFiniteError, resize
+from tfkit.diffusion import LatentDiffusion, NonFiniteError
 from tfkit.loading import CONTROLNETS, MENAGERIE, load_controlnet
 from tfkit.methods import Moment, Plain, check_noise, check_share, fresh, inverted
 from tfkit.trajectory import Trajectory, digest
-from tfkit.video import Clip
+from tfkit.video import Clip, resize
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +47,12 @@ class ControlNet(Plain):
     """Holds an edit to a condition clip, in every branch; usable in inversion too.
 
     condition: a clip (f, 3, h, w) in [0, 1], one picture (1, 3, h, w) for all frames, or a function
-    from frames to one; None: what the source was inverted under, else its Canny edges. (Edges of
-    the very frames, where the source's decoded latents will not do: ``tfkit.canny(clip)``.)
-    model: "menagerie", a hub id, a folder or a diffusers ControlNetModel. scale: of what it adds.
-    until: share of the steps in which it does. noise: start from the "inverted" latents, or from
-    "fresh" noise, one draw of ``seed`` for all frames: structure is the condition's alone then.
+    from frames to one; None: what the source was inverted under, else its Canny edges. These are
+    of the source's decoded latents; ``tfkit.canny(clip)`` gives those of the frames themselves.
+    model: "menagerie", a hub id, a folder or a diffusers ControlNetModel. scale: of what it adds to
+    the UNet. until: share of the steps in which it adds it. noise: start from the "inverted"
+    latents, or from "fresh" noise, one draw of ``seed`` for all frames; then all structure comes
+    from the condition.
     Raises ValueError for settings out of range.
     """
 
@@ -114,7 +115,7 @@ class ControlNet(Plain):
         return resize(seen, size).expand(len(given), -1, -1, -1).to(model.device, model.precision)
 
     def bind(self, model: LatentDiffusion, condition: Tensor) -> Controlled:
-        """The ControlNet itself, beside ``model``. Raises ValueError where it does not fit."""
+        """The ControlNet, loaded, with its condition. Raises ValueError where it does not fit."""
         net = self.model
         if not isinstance(net, ControlNetModel):
             net = load_controlnet(net, device=model.device, dtype=model.dtype)

@@ -24,7 +24,7 @@ from tfkit.passes import Plan
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside it, those at once at the most."""
+    """Counts the bytes of the tensors made inside it: those alive now, and the most at a time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Cost:
     frames: int
     steps: int
     keyframes: int  # of a step
-    seen: int  # how many each attends to
+    seen: int  # how many keyframes each attends to
     branches: int
     own: bool  # whether the source is among the branches
     flows: bool  # whether tokens are carried

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
@@ -19,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from tfkit import hooks, prompts
 from tfkit.checks import check_frames, check_latents, check_whole, is_whole
 from tfkit.memory import fitting, is_out_of_memory
-from tfkit.video import Clip, size_of
+from tfkit.video import Clip, resize, size_of
 
 HALF = (torch.float16, torch.bfloat16)
 LEAST_TILE = 32  # latents a side: smaller ones differ too much in colour
@@ -225,7 +224,7 @@ class LatentDiffusion:
         if depth.ndim != 4 or depth.shape[1:] != (1, *x.shape[2:]) or len(depth) not in (1, len(x)):
             raise ValueError(
                 f"depth {tuple(depth.shape)}: expected (1 or {len(x)}, 1, {x.shape[2]}, "
-                f"{x.shape[3]}), as tfkit.latent_depth makes it"
+                f"{x.shape[3]}), as tfkit.conditions.latent_depth makes it"
             )
         return torch.cat([x, depth.to(x).expand(len(x), -1, -1, -1)], 1)
 
@@ -289,13 +288,6 @@ class LatentDiffusion:
             some = value[torch.unravel_index(places.to(value.device), value.shape)]
             digest.update(f"{tuple(value.shape)}".encode() + some.double().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Frames (f, c, h, w) in [0, 1] at another (height, width), bicubic."""
-    if frames.shape[-2:] == tuple(size):
-        return frames
-    return F.interpolate(frames, size=size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def _why(where: str, dtype: torch.dtype) -> str:

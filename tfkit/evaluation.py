@@ -25,7 +25,7 @@ from tfkit.jobs import Job, Meter, Portable, run
 from tfkit.loading import MENAGERIE
 from tfkit.menagerie.tasks import Task
 from tfkit.records import open_folder
-from tfkit.scores import Score, ScoreTable, over_clips
+from tfkit.scores import Score, ScoreTable, over_clips, settings_of
 from tfkit.scoring import FLOWS
 
 if TYPE_CHECKING:
@@ -241,5 +241,4 @@ def _mean(metric: str, rows: "pandas.DataFrame") -> Score:
         raise ValueError(
             f"{metric} was measured with {ways[0]!r} and {ways[1]!r}; expected one way"
         )
-    what, _, how = ways[0].partition(": ")  # what Score.measured_with joins again
-    return Score(metric, float(rows["value"].mean()), {what: how} if ways[0] else {})
+    return Score(metric, float(rows["value"].mean()), settings_of(ways[0]))

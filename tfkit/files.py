@@ -27,8 +27,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """What :func:`save_tensors` wrote; the file is mapped, and a change of a tensor never reaches
-    it. Raises ValueError where it is lost, cut or altered."""
+    """What :func:`save_tensors` wrote. Raises ValueError where the file is lost, cut or altered.
+
+    The file is mapped into memory; changing a tensor never changes the file.
+    """
     try:
         with safe_open(path, "pt", device="cpu") as content:
             values = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118

@@ -20,6 +20,7 @@ from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import invert, reconstruct
 from tfkit.keyframes import seams
 from tfkit.loading import load
+from tfkit.memory import peak_memory
 from tfkit.menagerie import film
 from tfkit.metrics import psnr, warp_error
 from tfkit.propagation import TokenFlow
@@ -61,7 +62,7 @@ def _step(model: LatentDiffusion, clip: Clip, way: TokenFlow, name: str) -> Row:
 
 
 Plans = Sequence[tuple[int, int]]  # steps, fixed-point refinements of each
-PLANS: Plans = (50, 0), (500, 0), (12, 3), (16, 2), (25, 1)  # steps, fixed-point refinements each
+PLANS: Plans = (50, 0), (500, 0), (12, 3), (16, 2), (25, 1)
 
 
 def passes(model: LatentDiffusion, frames: int = 4, plans: Plans = PLANS) -> Iterator[Row]:
@@ -155,8 +156,6 @@ def lengths(model: LatentDiffusion, counts: tuple[int, ...] = (10, 100, 1000)) -
 
 def _file_to_file(name: str, movie: Path, threads: int) -> tuple[float, int]:
     """Seconds it takes to edit a movie, and the process's peak memory in bytes."""
-    import resource
-
     torch.set_num_threads(threads)
     model, start = load(name), time.perf_counter()
     with tempfile.TemporaryDirectory(dir=movie.parent) as place:
@@ -167,9 +166,7 @@ def _file_to_file(name: str, movie: Path, threads: int) -> tuple[float, int]:
         session = EditSession(model, source, PROMPT, propagation=TokenFlow(8))
         session.run(folder=Path(place) / "edit", progress=False)
         write_video(Path(place) / "edited.mp4", session.stream(), 8)
-    took = time.perf_counter() - start
-    unit = 1 if sys.platform == "darwin" else 1024
-    return took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return time.perf_counter() - start, peak_memory()
 
 
 PARTS = (keyframes, resolution, passes, shares, lengths, meeting)

@@ -35,7 +35,7 @@ class Neighbors:
         )
 
     def among(self, held: Int[Tensor, " h"]) -> "Neighbors":
-        """The same by position in ``held``, which of the keyframes are at hand in what order."""
+        """The same, counted by position in ``held``: the keyframes at hand, in their order."""
         first, second = ((x[:, None] == held).int().argmax(1) for x in (self.first, self.second))
         return replace(self, first=first, second=second)
 
@@ -49,11 +49,12 @@ class Neighbors:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Keyframes that go through the model together, seeing some that went before them.
+    """Keyframes that go through the model together, and attend to some that went before them.
 
-    own: (n,) which of the keyframes. context: (c,) those seen besides, by position in the ``held``
-    of the block before. held: (c + n,) which of the keyframes are at hand then. until: all
-    keyframes before this one have gone.
+    Keyframes are numbered from 0 in the order of the clip. own: (n,) those that go. context: (c,)
+    those attended to besides, by position in ``held`` of the block before. held: (c + n,) those
+    whose tokens are at hand once the block has gone. until: all keyframes with a lower number have
+    gone by then.
     """
 
     own: Int[Tensor, " n"]
@@ -147,9 +148,11 @@ def check_keyframes(keyframes: Indices, frames: int, steps: int) -> Int[Tensor, 
 
 
 def share(distance: Tensor, other: Tensor, blend: str) -> Float[Tensor, " f"]:
-    """Weight of the keyframe ``other`` is the distance to not, from the distances in frames.
+    """The weight (f,) of one of two keyframes, from each frame's distances to both, in frames.
 
-    The farther the other one, the more this one weighs: sigmoid(other / (distance + other)).
+    distance: to the one that is weighed; other: to the other one. sigmoid(other / (distance +
+    other)), eq. 5: the farther the other one, the more this one weighs. blend: "linear" leaves
+    the sigmoid out.
     """
     weight = other / (distance + other)
     return torch.sigmoid(weight) if blend == "sigmoid" else weight
@@ -172,9 +175,10 @@ def paper_neighbors(
 def reference_neighbors(
     frames: Int[Tensor, " f"], total: int, interval: int, blend: str = "sigmoid"
 ) -> Neighbors:
-    """Each frame's own interval's keyframe and the previous one's, as if in their middles.
+    """The keyframes of a frame's own interval and of the previous one, as the authors' code has it.
 
-    The authors divide integers, so these weights have torch's default precision, float32.
+    Distances are to the middles of the intervals, wherever the keyframes are. The authors divide
+    integers, so these weights have torch's default precision, float32.
     """
     own = frames // interval
     previous = (own - 1).clamp(min=0)

@@ -29,9 +29,11 @@ STABLE_DIFFUSION = {  # ids on the hub; the repositories these mirror are gone
     "XL": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 CONTROLNETS = {"1.5": "lllyasviel/sd-controlnet-canny"}
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_XL_PARTS = (*_PARTS, "text_encoder_2", "tokenizer_2")
-_WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(\.fp16)?(-\d+-of-\d+)?(\.fp16)?\.safetensors")
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_XL_PARTS = (*PARTS, "text_encoder_2", "tokenizer_2")
+_SAFETENSORS = re.compile(
+    r"(diffusion_pytorch_)?model(\.fp16)?(-\d+-of-\d+)?(\.fp16)?\.safetensors"
+)
 WEIGHTS = Path(__file__).parent / "menagerie" / "weights"
 _VOCABULARY = ("vocab.json", "tokenizer.json")
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -167,7 +169,7 @@ def _folders(folder: Path) -> set[str]:
     return {place.name for place in folder.iterdir() if place.is_dir()}
 
 
-def _check_parts(name: str | Path, there: set[str], parts: tuple[str, ...] = _PARTS) -> None:
+def _check_parts(name: str | Path, there: set[str], parts: tuple[str, ...] = PARTS) -> None:
     """Raises FileNotFoundError unless every part of a Stable Diffusion is there."""
     for part in parts:
         if part not in there:
@@ -238,13 +240,13 @@ def _check_unet(name: str | Path, folder: Path) -> tuple[str, ...]:
             f"channels and {added or 'no'} added conditions; expected 4, or 5 with depth, and none "
             "or text_time (XL)"
         )
-    return _XL_PARTS if added else _PARTS
+    return _XL_PARTS if added else PARTS
 
 
 def _weights(place: str | Path, names: Iterable[str], half: bool) -> tuple[str | None, list[str]]:
     """The variant to read (None or "fp16") and its files, of those in one part's folder."""
     names = sorted(names)
-    found = [name for name in names if _WEIGHTS.fullmatch(name)]
+    found = [name for name in names if _SAFETENSORS.fullmatch(name)]
     halves = [name for name in found if ".fp16" in name]
     plain = [name for name in found if ".fp16" not in name]
     if halves and (half or not plain):

@@ -1,5 +1,6 @@
-"""When memory runs out: half the batch, and on."""
+"""When memory runs out: half the batch, and on. And the most that was held."""
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,10 +13,11 @@ T = TypeVar("T")
 def fitting(
     work: Callable[[int], T], batch: int, *, name: str = "batch", least: int = 1
 ) -> tuple[T, int]:
-    """``work(batch)``, with half the batch as often as memory runs out; and the batch that fitted.
+    """Calls ``work(batch)``, with half the batch each time that memory runs out.
 
-    name: what it is that is halved, down to ``least``. Warns of each halving. Raises torch's own
-    error where even the least is too much.
+    Returns its result, and the batch that fitted. name: what warnings call the batch. least: the
+    smallest one tried. Warns of each halving; raises torch's own error where even the least is too
+    much.
     """
     while True:
         try:
@@ -34,3 +36,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or (a RuntimeError like others) on the CPU."""
     known = (MemoryError, torch.cuda.OutOfMemoryError)
     return isinstance(error, known) or "can't allocate memory" in str(error)
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at the most. Raises ImportError on Windows."""
+    import resource  # which Windows has not
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

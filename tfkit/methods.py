@@ -42,7 +42,7 @@ class Moment:
 class Method(Protocol):
     """What the denoising loop asks of a method. Inherit from Plain and change what differs."""
 
-    reads_source: bool  # whether it injects at all
+    reads_source: bool  # whether it injects features of the source
 
     def first_step(self, steps: int) -> int:
         """The first step to take: 0 starts from the noisiest latents."""
@@ -68,9 +68,9 @@ class Method(Protocol):
         ...
 
     def marks_source(self, prepared: Any) -> str | None:
-        """What :meth:`during` does to the source branch, as a digest; "" for nothing.
+        """A text that tells apart what :meth:`during` does to the source branch; "" for nothing.
 
-        None where it cannot be told: then nothing of the source is kept for further edits.
+        None where it is not known: then nothing of the source is kept for further edits.
         """
         ...
 
@@ -177,7 +177,7 @@ class PlugAndPlay(Plain):
 
 
 def from_source(output: Tensor, frames: int) -> Tensor:
-    """Features (branches * f, ...) in which every branch has those of the first, the source."""
+    """Features (branches * f, ...) with the first branch's, the source's, put in every branch."""
     branches = len(output) // frames  # 1 where a layer computes the source branch alone
     return output[:frames].repeat(branches, *[1] * (output.ndim - 1))
 

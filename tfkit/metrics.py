@@ -198,10 +198,11 @@ def pck(
 ) -> float:
     """PCK, the share of correct keypoints: found points within ``reach`` pixels of the truth.
 
-    found, truth: (n, 2) each, or a list with one of each image. reach: pixels, or one number an
-    image, as :func:`pck_reach` gives them (Yang and Ramanan, 2013). per: "point" counts every point
-    alike; "image" takes the mean of the images' own shares, so that one with many points weighs no
-    more than the others. Raises ValueError where the lists or shapes do not match.
+    found, truth: (n, 2) each in pixels (x, y), or a list with one of each image. reach: pixels, or
+    one number an image, as :func:`pck_reach` gives them (Yang and Ramanan, 2013). per: "point"
+    counts every point alike; "image" takes the mean of the images' own shares, so that one with
+    many points weighs no more than the others. Raises ValueError where the lists or shapes do not
+    match.
     """
     if per not in ("point", "image"):
         raise ValueError(f"per={per!r}; expected 'point' or 'image'")

@@ -27,7 +27,7 @@ from tfkit.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class Plan:
-    """What steps are taken with. Raises ValueError for settings that are none."""
+    """The settings that the steps of an edit are taken with. Raises ValueError for bad ones."""
 
     prompt: str
     negative_prompt: str
@@ -49,16 +49,19 @@ class Plan:
 
     @property
     def reads_source(self) -> bool:
+        """Whether the source is one of the branches."""
         return self.method.reads_source or self.propagation.reads_source
 
 
 @dataclass(eq=False)
 class StepPasses:
-    """What a propagation orders the passes of a step from; call it for all branches at once.
+    """The passes of one step, which a propagation makes in the order and over the frames it wants.
 
-    step: of the whole trajectory. x: the latents (f, c, h, w) before it. text: embeddings
-    (branches, l, d). known: what earlier edits read of the source in this step, or None. keeps:
-    takes what is read now, or None. tick: is told how many frames are done, pass by pass.
+    Called, it makes a pass with all branches; :meth:`read_source` and :meth:`edited` make the same
+    in two. prepared: what the method made of the video. text: embeddings (branches, l, d). step:
+    counted from the trajectory's first. x: the latents (f, c, h, w) before it. known: what earlier
+    edits read of the source in this step, or None. keeps: takes what is read now, or None. tick: is
+    told how many frames are done, pass by pass.
     """
 
     model: LatentDiffusion
@@ -80,7 +83,10 @@ class StepPasses:
         return self._guided(edited, frames, self.text, own=self._own(frames))
 
     def read_source(self, frames: Tensor, attention: FlowAttention) -> None:
-        """Finds the fields of frames (n,), and what the method injects, by their source alone."""
+        """The source's pass over frames (n,): the fields, and the features the method injects.
+
+        Where an earlier edit has read them, they are taken from what it kept, and no pass is made.
+        """
         layers = hooks.self_attention(self.model.unet)
         if self.known is not None:
             self._features = self.known.of(frames)
@@ -102,9 +108,11 @@ class StepPasses:
 
     @cached_property
     def _at(self) -> Tensor:
+        """The source's latents at the timestep of the step."""
         return self.source.at(self.source.timesteps[self.step])
 
     def _own(self, frames: Tensor) -> Tensor:
+        """The source's latents of some frames."""
         return self._at[frames.to(self._at.device)].to(self.x)
 
     def _guided(
@@ -141,7 +149,7 @@ class StepPasses:
             )  # fmt: skip
 
     def _moment(self, frames: Tensor, branches: int) -> Moment:
-        """The method counts the steps of the whole trajectory."""
+        """The pass as the method is told of it, which counts the steps of the whole trajectory."""
         whole = len(self.source.timesteps)
         return Moment(self.model, self.step, whole, frames, branches, self.prepared)
 
@@ -150,7 +158,7 @@ class StepPasses:
         return {"frames", *self._injected(), *hooks.self_attention(self.model.unet)}
 
     def _injected(self) -> list[str]:
-        """What is injected where tokens are carried, so that no self-attention is computed."""
+        """What to inject where tokens are carried, and self-attention is not computed."""
         names = self.plan.method.injects(self._moment(torch.arange(0), 1))
         return [name for name in names if ".attn1." not in name]
 

@@ -5,14 +5,17 @@ from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 
-# told a step, it moves there and gives what is told of frames that are done
+# called with a step, moves the bar there; returns what to call with the number of frames done
 Begin = Callable[[int], Callable[[int], None]]
 
 
 @contextmanager
 def stepping(label: str, steps: int, taken: int, frames: int, *, show: bool) -> Iterator[Begin]:
-    """A bar over steps. ``begin(step)`` moves it there and returns a function to be told how many
-    frames of that step are done, pass by pass."""
+    """A progress bar over ``steps``, of which ``taken`` are done, each of ``frames`` frames.
+
+    ``begin(step)`` moves it to a step and returns a function: called after each pass with the
+    number of frames in it, it moves the bar within the step.
+    """
     form = "{desc}: {percentage:3.0f}%|{bar}| {n:.4g}/{total} [{elapsed}<{remaining}{postfix}]"
     with tqdm(
         total=steps, initial=taken, desc=label, disable=not show, bar_format=form, unit="step"

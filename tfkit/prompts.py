@@ -60,8 +60,11 @@ def split(
 
 @contextmanager
 def room_for(dtype: torch.dtype) -> Iterator[None]:
-    """Before 5.0 transformers fills its causal mask, in torch's default dtype, with the least
-    number of the encoder's: of float64 that overflows float32."""
+    """Sets torch's default dtype to float64 for a float64 encoder, as long as the block lasts.
+
+    transformers before 5.0 makes the causal mask in the default dtype and fills it with the lowest
+    number of the encoder's: that of float64 overflows float32.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype if dtype == torch.float64 else before)
     try:

@@ -108,10 +108,11 @@ class PerFrame:
 class ExtendedAttention:
     """Joint attention: each frame attends to all frames (eq. 3), or to the keyframes alone.
 
-    interval: None: all frames in one pass. A whole number: one keyframe in so many frames; they
-    attend to each other, then the others to them, a batch at a time: the paper's ablation of
-    TokenFlow (section 5.3). keyframes: "random" in each interval at every step, or "fixed". window:
-    how many keyframes a frame attends to, where there are more: see :class:`TokenFlow`.
+    interval: None: all frames in one pass. A whole number: one keyframe in so many frames;
+    keyframes attend to each other, then the other frames to the keyframes, a batch at a time: the
+    paper's ablation of TokenFlow (section 5.3). keyframes: "random" in each interval at every step,
+    or "fixed" in the middles. window: to how many keyframes a frame attends where there are more:
+    see :class:`TokenFlow`.
     """
 
     interval: int | None = None
@@ -194,7 +195,8 @@ class TokenFlow:
     """Edits keyframes jointly and carries their tokens along the source's correspondences.
 
     interval: frames for each keyframe. variant: "paper", or "reference" for what the authors'
-    code does (DESIGN: previous keyframe instead of the next, live source branch, middles).
+    code does: tokens come from a frame's own and the previous interval's keyframes, never the next
+    one's; distances are to the intervals' middles; the source branch is carried too.
     field: tokens the correspondences are computed from, attn1's "output" or "input"; None is the
     variant's own (paper: output, reference: input). blend: "sigmoid" as in eq. 5, or "linear".
     keyframes: "random" in each interval at every step, or "fixed" in the middles. window: where

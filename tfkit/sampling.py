@@ -23,7 +23,7 @@ def ddim_step(x: Tensor, noise: Tensor, a_from: Tensor, a_to: Tensor) -> Tensor:
 
 @contextmanager
 def at_step(step: int, steps: int) -> Iterator[None]:
-    """Says in which step a model overflowed."""
+    """Adds the step to the message of a NonFiniteError that the block raises."""
     try:
         yield
     except NonFiniteError as error:
@@ -73,8 +73,8 @@ def generate(
         raise ValueError("prompts is empty; expected one text or more")
     check_whole("batch", batch)
     check_whole("seed", seed, least=0)
-    height, width = size or (model.sample_size, model.sample_size)
-    shape = (len(prompts), 4, height // model.factor, width // model.factor)
+    size = size or (model.sample_size, model.sample_size)
+    shape = (len(prompts), 4, *model.grid(*size))
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     text = torch.cat([model.embed(prompt) for prompt in prompts])
     empty = model.embed(negative_prompt)
@@ -89,4 +89,4 @@ def generate(
 
     x = noise.to(model.device, model.precision)
     x = sample(model, x, model.timesteps(steps), noise_of, label="generate", progress=progress)
-    return model.decode(x, batch=batch)
+    return model.decode(x, size=size, batch=batch)

@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -70,6 +71,12 @@ class Score:
     def __str__(self) -> str:
         over = f" over {self.clips} clips" if self.clips > 1 else ""
         return f"{self.kind.title} {self.text()}{over} ({self.measured_with or 'no settings'})"
+
+
+def settings_of(measured_with: str) -> dict[str, str]:
+    """The settings, by name, that ``Score.measured_with`` wrote in one line."""
+    pairs = re.split(r", (?=[^,:]+: )", measured_with) if measured_with else []
+    return {name: value for name, _, value in (pair.partition(": ") for pair in pairs)}
 
 
 def over_clips(

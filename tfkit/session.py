@@ -110,21 +110,27 @@ class EditSession:
 
     @property
     def timesteps(self) -> tuple[int, ...]:
-        """Those of the steps it takes, descending."""
+        """The timestep of each step of the edit, descending."""
         return self._steps.timesteps
 
     @property
+    def known(self) -> int:
+        """How many steps it holds: those beyond ``position`` too, which it went back from."""
+        return len(self._noise)
+
+    @property
     def latents(self) -> Float[Tensor, "f c h w"]:
+        """Those of every frame after the last step taken, or those it began from."""
         return _kept(self._latents, self.position)
 
     @property
     def keyframes(self) -> list[Int[Tensor, " k"] | None]:
-        """At each of the source's timesteps; None where the propagation has none."""
+        """The keyframes at each of the source's timesteps; None where the propagation has none."""
         return list(self._rows)
 
     @property
     def last(self) -> int:
-        """The step that the views below are of: the last one taken, or the first to be."""
+        """The step that ``fields`` and ``weights`` show: the last one taken, else the first."""
         return max(self.position - 1, 0)
 
     @torch.no_grad()
@@ -147,7 +153,7 @@ class EditSession:
         return self.model.decode(clean, size=self.source.size, batch=self.batch)
 
     def fields(self, layer: str) -> Field:
-        """Of every frame towards each keyframe of the step, on the source's tokens: (f, k, n).
+        """The source's fields (f, k, n) from every frame to each of the step's keyframes.
 
         Raises ValueError for a layer that is not there, without keyframes, and without any step.
         """
@@ -185,7 +191,7 @@ class EditSession:
         with self._bar(progress, end) as begin:
             while self.position < end:
                 tick = begin(self.position)
-                if self.position == len(self._noise):
+                if self.position == self.known:
                     self._take(tick)
                 self.position += 1
             begin(end)
@@ -254,7 +260,7 @@ class EditSession:
                 if kept:
                     self.restore(**kept)
                 else:
-                    if self.position == len(self._noise):
+                    if self.position == self.known:
                         self._take(tick)
                     self.position += 1
                     if files:
@@ -303,7 +309,7 @@ class EditSession:
         """From here on with other settings: prompt, negative_prompt, guidance, method, propagation.
 
         Steps beyond are forgotten; keyframes are drawn anew or given. Returns itself. Raises
-        ValueError, and changes nothing, for settings that are none or do not fit.
+        ValueError, and changes nothing, for settings that are not there or do not fit.
         """
         known = {*Plan.__dataclass_fields__}
         if settings.keys() - known:

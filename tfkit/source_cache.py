@@ -49,7 +49,7 @@ class SourceCache:
         return step
 
     def put(self, schedule: str, t: int, part: int | None, features: Features) -> bool:
-        """Keeps a part where the budget allows, at the cost of other schedules; whether it did."""
+        """Keeps a part if the budget allows, forgetting other schedules for it; whether it did."""
         size = sum(tensor.nbytes for tensor in features.values())
         sizes = dict(self.sizes())
         own = sizes.pop(schedule, 0)
@@ -121,8 +121,11 @@ class SourceCache:
 
 @dataclass(eq=False)
 class KeptStep:
-    """A step that is kept. names: of its features. frames: (n,), ascending. sizes: (parts,), how
-    many of these are in each part. Memory: one part."""
+    """What is kept of one step. Memory: one part.
+
+    names: of its features. frames: (n,), ascending, those it has. sizes: (parts,), how many of
+    these frames are in each part.
+    """
 
     cache: SourceCache
     schedule: str

@@ -28,11 +28,12 @@ from tfkit.trajectory import Trajectory
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """The steps that a plan takes of a source's, numbered from the first it takes.
+    """The steps of an edit: the source's, from the first one that the method takes.
 
-    prepared: what the method made of the video. text: embeddings (branches, l, d). first: the
-    trajectory's step that is its own step 0. rows: keyframes at each of the trajectory's timesteps,
-    or None. schedule: a digest of what the source's features depend on, None where it cannot tell.
+    prepared: what the method made of the video. text: embeddings (branches, l, d). first: which of
+    the trajectory's steps is step 0 here. rows: keyframes at each of the trajectory's timesteps,
+    or None. schedule: a digest of what the source's features depend on (:func:`schedule_of`); None
+    where that is not known, and nothing is kept.
     """
 
     model: LatentDiffusion
@@ -46,7 +47,7 @@ class Steps:
 
     @property
     def timesteps(self) -> tuple[int, ...]:
-        """Descending."""
+        """The timestep of each step, descending."""
         return self.source.timesteps[self.first :]
 
     def predict(

@@ -3,7 +3,8 @@
 Every frame is sampled back from its inversion, but with each self-attention token replaced by its
 nearest neighbour among one frame's tokens. If the result is still the frame, that one frame held
 all that the others need. Baselines swap pixels or VAE latents instead.
-Memory: that of sampling, doubled: the unaltered frames go along, for their fields.
+Memory: twice that of sampling, for the unaltered frames go through the UNet too: their tokens say
+which is nearest to which.
 """
 
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from tfkit import hooks
 from tfkit.attention import attend, project
-from tfkit.checks import check_frames, check_whole
+from tfkit.checks import check_choice, check_frames, check_whole
 from tfkit.correspondence import nearest_neighbors
 from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import check_fits
@@ -31,8 +32,8 @@ from tfkit.video import Clip, size_of
 class SwapAttention:
     """A processor on [unaltered | altered] frames, the key frame first in both.
 
-    In the altered half a layer's output is the key frame's unaltered tokens, each place taking the
-    one nearest to its own unaltered token; or, as a control, any.
+    In the altered half each place of a layer's output takes, of the key frame's unaltered tokens,
+    the one nearest to its own unaltered token; with match="random", as a control, any of them.
     """
 
     layers: set[nn.Module] = field(default_factory=set)
@@ -72,21 +73,19 @@ def rebuild(
     """
     check_fits(model, source)
     check_whole("batch", batch)
-    if not isinstance(key, int) or not 0 <= key < len(source):
-        raise ValueError(f"key={key!r}: expected a frame from 0 to {len(source) - 1}")
+    check_choice("match", match, ("nearest", "random"))
+    _check_key(key, len(source))
     when = set(source.timesteps if timesteps is None else (int(t) for t in timesteps))
     if when - set(source.timesteps):
         source.at(min(when - set(source.timesteps)))  # says which there are
     text = model.embed(source.prompt)
     modules = hooks.self_attention(model.unet)
-    if match not in ("nearest", "random"):
-        raise ValueError(f'match={match!r}: expected "nearest" or "random"')
     swap = SwapAttention({modules[name] for name in hooks.match(model.unet, layers)}, match=match)
-    others = torch.arange(len(source))
+    every = torch.arange(len(source))
 
     def noise_of(step: int, t: int, x: Tensor) -> Tensor:
         swap.swaps, at, out = t in when, source.at(t).to(x), torch.empty_like(x)
-        for chunk in others.split(batch):
+        for chunk in every.split(batch):
             chunk = torch.cat([torch.tensor([key]), chunk]).to(x.device)
             both = torch.cat([at[chunk], x[chunk]])
             out[chunk] = model.predict_noise(
@@ -109,7 +108,10 @@ def rebuild_from_patches(
     patch: its side in pixels, which divides the frames'. Similarity is the squared difference.
     """
     frames = check_frames(frames)
-    _check_grid("patch", patch, frames)
+    check_whole("patch", patch)
+    h, w = size_of(frames)
+    if h % patch or w % patch:
+        raise ValueError(f"patch={patch!r}: expected a divisor of the frames' {h} and {w} pixels")
     return _swapped(frames, key, patch)
 
 
@@ -123,17 +125,14 @@ def rebuild_from_latents(
 
 
 def _swapped(images: Float[Tensor, "f c h w"], key: int, patch: int) -> Tensor:
-    """Images of which every patch is the nearest of image ``key``'s patches at any such place."""
-    if not isinstance(key, int) or not 0 <= key < len(images):
-        raise ValueError(f"key={key!r}: expected a frame from 0 to {len(images) - 1}")
+    """Every patch of every image replaced by the most similar patch of image ``key``."""
+    _check_key(key, len(images))
     rows = F.unfold(images, patch, stride=patch).transpose(1, 2)  # (f, n, c * patch^2)
     index = torch.stack([torch.cdist(row, rows[key]).argmin(1) for row in rows])
     swapped = rows[key][index].transpose(1, 2)
     return F.fold(swapped, images.shape[-2:], patch, stride=patch)
 
 
-def _check_grid(name: str, value: int, frames: Tensor) -> None:
-    check_whole(name, value)
-    h, w = frames.shape[-2:]
-    if h % value or w % value:
-        raise ValueError(f"{name}={value!r}: expected a divisor of the frames' {h} and {w} pixels")
+def _check_key(key: object, count: int) -> None:
+    if not isinstance(key, int) or not 0 <= key < count:
+        raise ValueError(f"key={key!r}: expected a frame from 0 to {count - 1}")

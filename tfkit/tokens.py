@@ -248,14 +248,13 @@ def layer_table(model: LatentDiffusion, size: tuple[int, int] | None = None) -> 
 
     size: by default the model's own. The names serve as ``layers`` of :func:`extract_tokens`.
     """
-    h, w = (side // model.factor for side in size or (model.sample_size, model.sample_size))
-    levels = len(model.unet.config.block_out_channels)
+    h, w = model.grid(*(size or (model.sample_size, model.sample_size)))
+    deepest = len(model.unet.config.block_out_channels) - 1
     rows = []
     for name, module in hooks.self_attention(model.unet).items():
         block, index = name.split(".")[:2]
-        level = {"down_blocks": lambda i: i, "up_blocks": lambda i: levels - 1 - i}.get(
-            block, lambda i: levels - 1
-        )(int(index) if index.isdigit() else 0)
+        i = int(index) if index.isdigit() else 0
+        level = {"down_blocks": i, "up_blocks": deepest - i}.get(block, deepest)
         place = -(-h // 2**level), -(-w // 2**level)
         rows.append(Layer(name, place, module.to_q.in_features, module.heads))
     return LayerTable(rows)

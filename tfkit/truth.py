@@ -1,7 +1,7 @@
-"""TokenFlow with nothing left to find: tokens carried along the motion that is known.
+"""TokenFlow along the true motion: fields are read from a clip's exact flow, not from features.
 
-What the source's features get wrong cannot be to blame here, so this bounds what better features
-could win. Only a filmed clip, whose flow is exact, can be edited so.
+Its errors cannot come from wrong correspondences, so it bounds what better features could win. Only
+a clip of the menagerie can be edited like this, for its flow is known.
 Memory: of each pair of frames and size of grid one field, and one frame's tracks at a time.
 """
 
@@ -20,11 +20,12 @@ from tfkit.video import Clip, size_of
 
 
 def true_field(clip: Clip, frame: int, keyframe: int, grid: Size) -> Int[Tensor, " n"]:
-    """The token of ``keyframe`` that shows what each token of ``frame`` does; -1 where unknown.
+    """For each token of ``frame``, the token of ``keyframe`` that shows the same; -1: unknown.
 
-    Forwards a token's centre follows the flow, and the token that covers where it ends is meant;
-    backwards, of all the keyframe's pixels that end within a token, the one nearest to its centre
-    tells. Unknown is what is hidden on the way, or leaves the picture.
+    To a later keyframe the token's centre is moved along the flow: the answer is the token that
+    covers the place where it arrives. To an earlier one all pixels of the keyframe are moved to
+    ``frame``: of those that arrive within the token, the one nearest to its centre says where it
+    came from. A point that is hidden on the way, or leaves the picture, leaves the token unknown.
     Raises ValueError for a clip without flow.
     """
     if clip.flow is None or clip.visible is None:

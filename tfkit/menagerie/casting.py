@@ -105,7 +105,10 @@ def _dye(look: Look, rng: random.Random) -> Dye:
 
 
 def _complete(look: Look, rng: random.Random) -> Look:
-    """Draws what the caption leaves open, and draws it too where the caption does not."""
+    """The look with what it leaves open drawn.
+
+    Everything is drawn, used or not: so the numbers that follow do not depend on the caption.
+    """
     drawn = Look(rng.choice(SPECIES), rng.choice(COLORS), rng.choice(COATS))
     if rng.random() < 0.3:
         drawn = replace(drawn, accessory=rng.choice(ACCESSORIES))

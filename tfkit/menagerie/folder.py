@@ -10,7 +10,6 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from tfkit.menagerie import vocabulary
 
-WEIGHTS = Path(__file__).parent / "weights"
 TEXT_LENGTH = 24  # tokens in a caption, with its two ends
 
 
@@ -20,15 +19,6 @@ def _bytes_to_unicode() -> list[str]:
     extra = [b for b in range(256) if b not in plain]
     names = {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(extra)}
     return [names[b] for b in (*plain, *extra)]
-
-
-def _words() -> list[str]:
-    groups = (
-        vocabulary.SPECIES, vocabulary.COLORS, vocabulary.COATS, vocabulary.GROUNDS,
-        vocabulary.ACCESSORIES, vocabulary._PLURALS, vocabulary._NUMBERS, vocabulary._SYNONYMS,
-        vocabulary._FILLERS, ("animal",),
-    )  # fmt: skip
-    return sorted({word for group in groups for word in group})
 
 
 def _merge(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
@@ -49,7 +39,7 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     Unknown words fall apart into characters, so any text at all can be read.
     """
     ranks: dict[tuple[str, str], int] = {}
-    for word in _words():
+    for word in vocabulary.words():
         while len(tokens := _merge(word, ranks)) > 1:
             ranks[tokens[0], tokens[1]] = len(ranks)
     alphabet = _bytes_to_unicode()

@@ -123,7 +123,8 @@ def _pigment(name: str, dye: Dye) -> Float[Tensor, " 3"]:
 
 
 def skins(cast: Sequence[Piece]) -> Iterator[list[tuple[int, Piece]]]:
-    """Pieces, numbered from 1, in runs that share one outline: a layer's, and body and near legs.
+    """Pieces, numbered from 1, in groups that share one outline: each layer of an actor is one, but
+    its body and near legs together.
 
     At a joint the colour of one piece covers the outline of the other, as if skin grew over it.
     """

@@ -84,19 +84,20 @@ def benchmark(frames: int = 24) -> tuple[Task, ...]:
     )
 
 
-def _changes(scene: Description, round: int) -> Iterator[Change]:
-    """Three changes of a scene: a step on in the vocabulary's lists, one further every round.
+def _changes(scene: Description, eight: int) -> Iterator[Change]:
+    """Three changes of a scene, each to a word further on in the vocabulary's list.
 
+    eight: which eight of the clips it is in, from 0: each goes one word further than the last.
     Birds and fish keep their species, for no other has their shape; each animal on four legs keeps
-    its color, its coat or its ground, another one every round.
+    its color, its coat or its ground, another of them in each eight.
     """
     (look,), kinds = scene.looks, ["color", "coat", "ground"]
     if look.species in FOUR_LEGGED:
-        del kinds[(FOUR_LEGGED.index(look.species) + round + 1) % 3]
+        del kinds[(FOUR_LEGGED.index(look.species) + eight + 1) % 3]
         kinds.insert(0, "species")
     for kind in kinds:
         words = FOUR_LEGGED if kind == "species" else ATTRIBUTES[kind]
         before = attribute(scene, kind)
         assert before is not None, "complete() leaves nothing open"
-        after = words[(words.index(before) + _FIRST_STEP[kind] + round) % len(words)]
+        after = words[(words.index(before) + _FIRST_STEP[kind] + eight) % len(words)]
         yield Change(compose(change(scene, **{kind: after})), kind, before, after)

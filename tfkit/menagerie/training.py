@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from tfkit.loading import WEIGHTS
 from tfkit.menagerie import casting
-from tfkit.menagerie.folder import WEIGHTS
 from tfkit.menagerie.recipe import card, clip, controlnet, unet, vae
 
 STAGES = {

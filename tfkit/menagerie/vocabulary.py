@@ -92,6 +92,11 @@ def known_words() -> str:
     )
 
 
+def words() -> list[str]:
+    """Every word that a caption may hold, synonyms and fillers too, in alphabetical order."""
+    return sorted({*_NOUNS, *_NUMBERS, *_FILLERS, *_KINDS, *_SYNONYMS})
+
+
 def _words_of(caption: str) -> list[str]:
     """Its words and commas, synonyms replaced; digits and foreign letters make words too."""
     words = re.findall(r"[^\W_]+|,", caption.lower())
@@ -100,12 +105,11 @@ def _words_of(caption: str) -> list[str]:
 
 def unknown_words(caption: str) -> list[str]:
     """The words of a caption that are outside the vocabulary, sorted."""
-    known = {*_NOUNS, *_NUMBERS, *_FILLERS, *_KINDS, ","}
-    return sorted({*_words_of(caption)} - known)
+    return sorted({*_words_of(caption)} - {*words(), ","})
 
 
 def _agree(caption: str, kind: str, before: str | None, word: str) -> str:
-    """``word``, unless something else has been said of the one animal or scene."""
+    """``word``; ValueError where another ``kind`` has been named for the same animal or scene."""
     if before in (None, word):
         return word
     one = "scene" if kind == "ground" else "animal"
@@ -116,7 +120,7 @@ def _agree(caption: str, kind: str, before: str | None, word: str) -> str:
 
 
 def _say(caption: str, look: Look, said: dict[str, str]) -> Look:
-    """The look with what has been ``said``, which is then forgotten."""
+    """The look with the attributes ``said`` of it by kind; empties ``said``."""
     new = {kind: _agree(caption, kind, getattr(look, kind), word) for kind, word in said.items()}
     said.clear()
     return replace(look, **new)

@@ -76,17 +76,17 @@ class Stops:
 
     def of(self, session: EditSession, position: int | None = None) -> Stop:
         """Where a session is, or was after so many steps."""
-        position = session.position if position is None else position
-        latents, row = session._latents[position], row_of(session, position)
+        there = session.branch().goto(session.position if position is None else position)
+        row = row_of(there, there.position)
         for stop in self._stops.values():
-            if stop.session.latents is latents and stop.row == row:
+            if stop.session.latents is there.latents and stop.row == row:
                 return stop
-        stop = Stop(next(self._numbers), session.branch().goto(position))
+        stop = Stop(next(self._numbers), there)
         return self._stops.setdefault(stop.number, stop)
 
     def path(self, session: EditSession) -> list[int]:
         """The numbers of all stops of a session, those beyond its position too."""
-        return [self.of(session, i).number for i in range(len(session._latents))]
+        return [self.of(session, i).number for i in range(session.known + 1)]
 
     def forget_all_but(self, numbers: set[int]) -> None:
         """Lets go of the stops that no branch has on its path any more."""
@@ -150,7 +150,7 @@ def row_of(session: EditSession, position: int) -> list[int] | None:
 
 def is_new(session: EditSession) -> bool:
     """Whether the next step is there and must be computed."""
-    return session.position == len(session._noise) < len(session.timesteps)
+    return session.position == session.known < len(session.timesteps)
 
 
 def passes(session: EditSession) -> int:
