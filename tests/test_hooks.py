@@ -79,6 +79,22 @@ def test_record_and_rewrite(model):
     assert torch.equal(run(model), expected)
 
 
+def test_a_pass_ends_when_all_that_is_asked_for_has_computed(model):
+    names, went_on = ["up_blocks.1.resnets.1", "mid_block"], []
+    expected = run(model)
+    with hooks.record(model.unet, names) as whole:
+        run(model)
+    with unchanged(model), hooks.record(model.unet, [*names, "up_blocks.1"]) as seen:
+        with hooks.until(model.unet, names):
+            run(model)
+            went_on.append(True)
+        assert not went_on and sorted(seen) == sorted(names)
+    assert all(torch.equal(seen[name], whole[name]) for name in names)
+    with unchanged(model), pytest.raises(KeyError), hooks.until(model.unet, names):
+        raise KeyError
+    assert torch.equal(run(model), expected)
+
+
 def test_residuals_are_added_to_every_pass(model):
     noise, given = run(model), []
     down, mid = [torch.zeros(1)] * 12, torch.zeros(1)
@@ -163,6 +179,7 @@ CONTEXTS = {
     ),
     "add_residuals": lambda small: hooks.add_residuals(small, lambda *inputs: ([], None)),
     "first_nonfinite": hooks.first_nonfinite,
+    "until": lambda small: hooks.until(small, ["first", "second"]),
 }
 
 

@@ -11,6 +11,7 @@ from pipelines import moving_latents
 
 import tfkit
 from tfkit import hooks
+from tfkit.diffusion import NonFiniteError
 from tfkit.inversion import invert
 from tfkit.source_cache import PART, SourceCache, StepWriter
 
@@ -38,15 +39,15 @@ def edited(model, source, prompt="a dog", way=None, **settings):
     return tfkit.edit(model, source, prompt, propagation=way, **settings, **QUIET).latents
 
 
-def frames_through(model, work):
-    """How many frames, of all branches, go through the UNet in the course of ``work()``."""
+def frames_through(model, work, module="conv_in"):
+    """How many frames, of all branches, go through the UNet's module in ``work()``."""
     seen = []
 
     def count(out):
         seen.append(len(out))
         return out
 
-    with hooks.rewrite(model.unet, {"conv_out": count}):
+    with hooks.rewrite(model.unet, {module: count}):
         work()
     return sum(seen)
 
@@ -71,6 +72,25 @@ def test_preparing_takes_one_pass_a_frame_and_the_first_edit_is_a_further_one(mo
     assert whole == STEPS * (2 * FRAMES + 3)
     alone = invert(model, source.clean, "a cat", steps=STEPS, **QUIET)
     assert torch.equal(session.latents, edited(model, alone))
+
+
+def test_the_sources_pass_ends_where_nothing_more_is_read(model, source):
+    session = tfkit.EditSession(model, source, "a dog", propagation=tfkit.TokenFlow(interval=3))
+    last = "up_blocks.3.attentions.2.transformer_blocks.0"
+    layers = {f"{last}.attn1": FRAMES, f"{last}.attn2": 3, "conv_out": 3}  # the keyframes' pass
+    for layer, each in layers.items():
+        source.cache.clear()
+        assert frames_through(model, session.prepare, layer) == STEPS * each, layer
+
+
+def test_an_overflow_of_the_source_alone_is_laid_at_its_group(model, source):
+    class Sick(tfkit.Plain):
+        def during(self, now):
+            sick = {"mid_block": lambda out: out * torch.nan} if now.branches == 1 else {}
+            return hooks.rewrite(now.model.unet, sick)
+
+    with pytest.raises(NonFiniteError, match=r"step 1 of 4: .* in the UNet's mid_block at"):
+        edited(model, source, method=Sick())
 
 
 @pytest.mark.parametrize("way", [tfkit.PerFrame(), tfkit.ExtendedAttention()], ids=repr)

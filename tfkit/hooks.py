@@ -66,11 +66,17 @@ class _Scope(AbstractContextManager[T], Generic[T]):
 
     A class, not a generator: Ctrl-C between a generator's ``yield`` and the block it guards would
     leave its ``finally`` to the garbage collector. ``undo`` must bear being called twice, and after
-    half of ``do``.
+    half of ``do``. ends_by: an exception that ends the block and goes no further.
     """
 
-    def __init__(self, do: Callable[[], None], undo: Callable[[], None], value: T):
-        self.do, self.undo, self.value = do, undo, value
+    def __init__(
+        self,
+        do: Callable[[], None],
+        undo: Callable[[], None],
+        value: T,
+        ends_by: type[BaseException] | None = None,
+    ):
+        self.do, self.undo, self.value, self.ends_by = do, undo, value, ends_by
 
     def __enter__(self) -> T:
         try:
@@ -80,12 +86,13 @@ class _Scope(AbstractContextManager[T], Generic[T]):
             raise
         return self.value
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *error: object) -> bool | None:
         try:
             self.undo()
         except BaseException:
             self.undo()
             raise
+        return kind is not None and kind is self.ends_by
 
 
 def processor(unet: nn.Module, new: Callable) -> AbstractContextManager[None]:
@@ -103,7 +110,11 @@ def processor(unet: nn.Module, new: Callable) -> AbstractContextManager[None]:
     return _Scope(do, undo, None)
 
 
-def _forward_hooks(pairs: Iterable[tuple[nn.Module, Callable]], value: T) -> _Scope[T]:
+def _forward_hooks(
+    pairs: Iterable[tuple[nn.Module, Callable]],
+    value: T,
+    ends_by: type[BaseException] | None = None,
+) -> _Scope[T]:
     """Hooks for the time of a block. They are found again by themselves, not by the handle that
     registering returns: an interrupt just there would lose it."""
     pairs = list(pairs)
@@ -117,7 +128,7 @@ def _forward_hooks(pairs: Iterable[tuple[nn.Module, Callable]], value: T) -> _Sc
             for key in [k for k, own in module._forward_hooks.items() if own is hook]:
                 module._forward_hooks.pop(key, None)
 
-    return _Scope(do, undo, value)
+    return _Scope(do, undo, value, ends_by)
 
 
 def record(
@@ -130,6 +141,28 @@ def record(
         return lambda module, args, output: seen.__setitem__(name, args[0] if inputs else output)
 
     return _forward_hooks([(unet.get_submodule(name), keep(name)) for name in names], seen)
+
+
+class _Seen(Exception):
+    """Ends a pass from inside; it never leaves the scope that asked for it."""
+
+
+def until(unet: nn.Module, names: Iterable[str]) -> AbstractContextManager[None]:
+    """Ends the pass made inside, and with it the block, when all the modules named have computed.
+
+    What is recorded of them must be recorded by a scope around this one.
+    """
+    left = set(names)
+
+    def seen(name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            left.discard(name)
+            if not left:
+                raise _Seen
+
+        return hook
+
+    return _forward_hooks([(unet.get_submodule(name), seen(name)) for name in left], None, _Seen)
 
 
 def rewrite(

@@ -91,8 +91,7 @@ class StepPasses:
         if self.known is not None:
             self._features = self.known.of(frames)
         else:
-            with hooks.record(self.model.unet, self._injected()) as features:
-                self._predict(self._own(frames), frames, self.text[:1])
+            features = self._read(frames, list(layers))
             fields = {name: attention.fields[layer] for name, layer in layers.items()}
             self._features = {"frames": frames.cpu()} | features | fields
             if self.keeps is not None:
@@ -100,6 +99,16 @@ class StepPasses:
         attention.fields = {
             layer: self._features[name].to(self.x.device) for name, layer in layers.items()
         }
+
+    def _read(self, frames: Tensor, layers: list[str]) -> dict[str, Tensor]:
+        """The source's features by name. The pass ends with the last of them and of ``layers``."""
+        unet, injected = self.model.unet, self._injected()
+        recorded = hooks.record(unet, [*injected, layers[-1]])
+        with recorded as seen, hooks.until(unet, [*injected, *layers]):
+            self._predict(self._own(frames), frames, self.text[:1])
+        if not torch.isfinite(seen[layers[-1]]).all():  # a whole pass tells where it overflowed
+            self._predict(self._own(frames), frames, self.text[:1])
+        return {name: seen[name] for name in injected}
 
     def edited(self, frames: Tensor) -> Float[Tensor, "n c h w"]:
         """The guided noise of the frames whose source was read last, without its branch."""
