@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tfkit.diffusion import HALF, LatentDiffusion
+from tfkit.diffusion import LatentDiffusion
 from tfkit.loading import PARTS, PICKLED, as_ddim, explained, listing, quietly
+from tfkit.overflow import HALF
 
 
 def from_pipeline(pipeline: Any, *, name: str = "") -> LatentDiffusion:

@@ -20,7 +20,8 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_lo
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from tfkit.diffusion import HALF, LatentDiffusion
+from tfkit.diffusion import LatentDiffusion
+from tfkit.overflow import HALF
 
 MENAGERIE = "menagerie"
 STABLE_DIFFUSION = {  # ids on the hub; the repositories these mirror are gone
