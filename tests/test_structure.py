@@ -18,7 +18,7 @@ ORDER = [
     "files", "source_cache", "trajectory", "methods", "conditions",
     "control", "adapters", "inversion", "tokens", "correspondence",
     "tracks", "pca", "keyframes", "attention", "swapping", "propagation", "truth",
-    "passes", "steps", "checkpoints", "session",
+    "passes", "steps", "planning", "checkpoints", "history", "carried", "session",
     "editing", "metrics", "cost", "advice",
     "raft", "fidelity", "matches", "clip", "dino", "intervals",
     "choices", "preferences", "scores",
