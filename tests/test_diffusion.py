@@ -180,7 +180,7 @@ def test_a_schedule_that_overruns_says_why(model):
     with pytest.raises(ValueError, match=rf"{message} this model knows 0 to 999; use at most 999"):
         model.timesteps(1000)
     assert rescheduled(model, steps_offset=0).timesteps(1000) == tuple(range(999, -1, -1))
-    with pytest.raises(ValueError, match="would be 1000, but .* use at most 499 steps"):
+    with pytest.raises(ValueError, match=r"would be 1000, but .* use at most 499 steps"):
         rescheduled(model, steps_offset=2).timesteps(500)
 
 

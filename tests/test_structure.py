@@ -25,9 +25,10 @@ ORDER = [
     "scoring", "records", "jobs", "entries", "evaluation", "tables", "overlays",
     "plots", "charts", "demo", "timing", "growth", "full_size", "bench",
     "widgets.twin", "widgets.kernel", "widgets.composer", "widgets.compact", "widgets.page",
+    "widgets.traits",
     "widgets.films", "widgets.compare", "widgets.study",
-    "widgets.explorer", "widgets.stops", "widgets.branches",
-    "widgets.stepper", "widgets.components", "widgets.flipbook", "widgets",
+    "widgets.explorer", "widgets.stops", "widgets.counting", "widgets.branches",
+    "widgets.stepper", "widgets.bases", "widgets.components", "widgets.flipbook", "widgets",
     "__main__",
 ]  # fmt: skip
 STAGES = ("data", "loop", "clip", "vae", "unet", "controlnet", "evaluation", "card")
