@@ -14,7 +14,7 @@ ORDER = [
     "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world",
     "menagerie.tasks", "menagerie",
     "checks", "memory", "overflow", "progress", "hooks", "prompts", "autoencoder",
-    "noise_schedule", "diffusion", "sampling", "loading",
+    "noise_schedule", "diffusion", "sampling", "libraries", "finding", "loading",
     "files", "source_cache", "trajectory", "methods", "conditions",
     "control", "adapters", "inversion", "tokens", "correspondence",
     "tracks", "pca", "keyframes", "attention", "swapping", "propagation", "truth",

@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tfkit.diffusion import LatentDiffusion
-from tfkit.loading import PARTS, PICKLED, as_ddim, explained, listing, quietly
+from tfkit.finding import PARTS, PICKLED, listing
+from tfkit.libraries import explained, quietly
+from tfkit.loading import as_ddim
 from tfkit.overflow import HALF
 
 
