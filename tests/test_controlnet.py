@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from unchanged import unchanged
 
 import tfkit
-from tfkit import loading
+from tfkit import finding, loading
 from tfkit.control import check_beside
 from tfkit.menagerie.recipe.controlnet import from_unet
 from tfkit.sampling import ddim_step
@@ -320,7 +320,7 @@ def test_what_does_not_fit_is_refused_before_a_step(model, folder, source, condi
 
 
 def test_the_menageries_own_says_where_it_is_missing(model, monkeypatch, tmp_path):
-    monkeypatch.setattr(loading, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(finding, "WEIGHTS", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no ControlNet in .*tfkit.menagerie.training con"):
         loading.load_controlnet("menagerie")
 
@@ -329,7 +329,7 @@ def test_the_menageries_own_is_the_default(monkeypatch, tmp_path):
     """As its recipe begins and saves it: a ControlNet that adds nothing yet."""
     menagerie = tfkit.load(device="cpu")
     from_unet(menagerie.unet).half().save_pretrained(tmp_path / "controlnet")
-    monkeypatch.setattr(loading, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(finding, "WEIGHTS", tmp_path)
     frames = tfkit.menagerie.film("a red cat on grass", frames=2).frames
     source = tfkit.invert(menagerie, frames, steps=2, control=tfkit.ControlNet(), **QUIET)
     assert torch.equal(source.conditions["control"], tfkit.canny(frames))

@@ -180,6 +180,8 @@ def test_a_schedule_that_overruns_says_why(model):
     with pytest.raises(ValueError, match=rf"{message} this model knows 0 to 999; use at most 999"):
         model.timesteps(1000)
     assert rescheduled(model, steps_offset=0).timesteps(1000) == tuple(range(999, -1, -1))
+    with pytest.raises(ValueError, match=r"would be 1000, but .* use at most 499 steps"):
+        rescheduled(model, steps_offset=2).timesteps(500)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -187,6 +189,8 @@ def test_a_schedule_that_overruns_says_why(model):
 def test_what_is_no_number_of_steps_is_refused(model, steps):
     with pytest.raises(ValueError, match=r"steps=.*: expected a whole number from 1 to 999"):
         model.timesteps(steps)
+    with pytest.raises(ValueError, match=r"steps=.*: expected a whole number from 1 to 1000"):
+        rescheduled(model, timestep_spacing="trailing").timesteps(steps)
 
 
 def test_zero_terminal_snr_is_finite_and_comes_back(v_model):

@@ -122,7 +122,7 @@ def test_running_is_stepping_without_what_lies_behind(session):
     run = session.branch().run(**QUIET)
     assert torch.equal(run.latents, stepped.latents) and torch.equal(run.noise, stepped.noise)
     assert torch.equal(run.predicted(), stepped.predicted())
-    assert sum(x is not None for x in (*run._latents, *run._noise)) <= 3
+    assert sum(x is not None for x in (*run._past.states, *run._past.noises)) <= 3
     assert run.back(1).position == 3
     with pytest.raises(ValueError, match="position 0 is forgotten: expected 3 or more"):
         run.goto(0)

@@ -1,6 +1,7 @@
 """The step-through session: the same edit, any way one walks through it."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_a_change_holds_from_here_on(model, source):
     # the same as a session that was that way all along, from the same latents
     other = session(model, source, guidance=5)
     other.change(prompt="a blue fox")
-    other._latents, other._noise, other.position = [*walk._latents[:3]], [*walk._noise[:2]], 2
+    other._past = replace(walk._past, position=2).cut()
     assert torch.equal(other.step(2).latents, walk.latents)
 
 
@@ -126,7 +127,7 @@ def test_branches_part_and_share_what_lies_behind(model, source):
     twin = walk.branch()
     twin.change(prompt="a blue fox").step(2)
     assert walk.position == 2 and walk.plan.prompt == "a dog"
-    assert twin._latents[1] is walk._latents[1]
+    assert twin._past.states[1] is walk._past.states[1]
     walk.step(2)
     assert torch.equal(walk.latents, whole(model, source).latents)
     assert not torch.allclose(walk.latents, twin.latents)
@@ -138,7 +139,7 @@ def test_predicted_frames_become_the_edit(model, source):
         walk.predicted()
     walk.step(STEPS)
     assert walk.predicted().shape == walk.frames().shape
-    x, noise = walk._latents[-2], walk._noise[-1]
+    x, noise = walk._past.before, walk.noise
     a = model.alpha(source.timesteps[-1]).double()
     clean = (x - (1 - a).sqrt() * noise) / a.sqrt()
     torch.testing.assert_close(walk.predicted(), model.decode(clean))

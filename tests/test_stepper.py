@@ -14,7 +14,7 @@ from unchanged import unchanged
 
 import tfkit
 from tfkit.widgets import EditStepper
-from tfkit.widgets.stops import passes
+from tfkit.widgets.counting import passes
 
 STEPS, LAYER = 4, "up_blocks.2.attentions.0.transformer_blocks.0.attn1"
 FLOW = tfkit.TokenFlow(interval=2)

@@ -8,12 +8,13 @@ from tfkit.advice import examine, preflight
 from tfkit.conditions import canny
 from tfkit.control import ControlNet
 from tfkit.correspondence import Field, nearest_neighbors
-from tfkit.diffusion import LatentDiffusion, NonFiniteError
+from tfkit.diffusion import LatentDiffusion
 from tfkit.editing import Edit, edit
 from tfkit.evaluation import evaluate
 from tfkit.inversion import invert, reconstruct
 from tfkit.loading import load
 from tfkit.methods import Plain, PlugAndPlay, SDEdit
+from tfkit.overflow import NonFiniteError
 from tfkit.pca import TokenPCA
 from tfkit.propagation import ExtendedAttention, FirstFrame, PerFrame, TokenFlow
 from tfkit.reading import VideoFile, open_video, read_video

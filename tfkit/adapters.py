@@ -17,8 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tfkit.diffusion import HALF, LatentDiffusion
-from tfkit.loading import PARTS, PICKLED, as_ddim, explained, listing, quietly
+from tfkit.diffusion import LatentDiffusion
+from tfkit.finding import PARTS, PICKLED, listing
+from tfkit.libraries import explained, quietly
+from tfkit.loading import as_ddim
+from tfkit.overflow import HALF
 
 
 def from_pipeline(pipeline: Any, *, name: str = "") -> LatentDiffusion:

@@ -22,9 +22,10 @@ from torch import Tensor
 from tfkit import hooks
 from tfkit.checks import check_frames
 from tfkit.conditions import canny
-from tfkit.diffusion import LatentDiffusion, NonFiniteError
+from tfkit.diffusion import LatentDiffusion
 from tfkit.loading import CONTROLNETS, MENAGERIE, load_controlnet
 from tfkit.methods import Moment, Plain, check_noise, check_share, fresh, inverted
+from tfkit.overflow import NonFiniteError
 from tfkit.trajectory import Trajectory, digest
 from tfkit.video import Clip, resize
 

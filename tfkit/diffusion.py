@@ -6,7 +6,6 @@ read from safetensors only and never changed. Memory: the model, and one batch o
 
 import hashlib
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,17 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from tfkit import hooks, prompts
-from tfkit.checks import check_frames, check_latents, check_whole, is_whole
-from tfkit.memory import fitting, is_out_of_memory
-from tfkit.video import Clip, resize, size_of
+from tfkit import autoencoder, hooks, noise_schedule, prompts
+from tfkit.checks import check_frames, check_latents, check_whole
+from tfkit.overflow import HALF, NonFiniteError, overflowed
+from tfkit.video import Clip
 
-HALF = (torch.float16, torch.bfloat16)
-LEAST_TILE = 32  # latents a side: smaller ones differ too much in colour
-
-
-class NonFiniteError(FloatingPointError):
-    """A NaN or an infinity appeared inside a model; the message says where, why and what to do."""
+__all__ = ["LatentDiffusion", "NonFiniteError", "check_depth"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +56,7 @@ class LatentDiffusion:
     @property
     def factor(self) -> int:
         """How many pixels a latent spans."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return autoencoder.factor_of(self.vae)
 
     @property
     def sample_size(self) -> int:
@@ -83,7 +77,6 @@ class LatentDiffusion:
         """What latents are kept in between steps: float32 under a half-precision model."""
         return torch.float32 if self.dtype in HALF else self.dtype
 
-    @torch.no_grad()
     def encode(self, frames: Tensor | Clip, *, batch: int = 16) -> Float[Tensor, "f c h w"]:
         """Latents (f, 4, h/factor, w/factor) of frames (f, 3, h, w) in [0, 1]: posterior means.
 
@@ -93,19 +86,9 @@ class LatentDiffusion:
         """
         frames = check_frames(frames)
         check_whole("batch", batch)
-        h, w = self.grid(*frames.shape[-2:])
-        size = h * self.factor, w * self.factor
+        grid = self.grid(*frames.shape[-2:])
+        return autoencoder.encode(self.vae, frames, grid, batch).to(self.precision)
 
-        def encoded(chunk: Tensor) -> Tensor:
-            chunk = resize(chunk.to(self.device, self.vae.dtype), size)
-            latents = self.vae.encode(chunk * 2 - 1).latent_dist.mean
-            if not torch.isfinite(latents).all():
-                raise NonFiniteError(_why("the VAE's encoder", self.vae.dtype))
-            return latents * self.vae.config.scaling_factor
-
-        return self._coded(encoded, frames, self.grid(*size), batch).to(self.precision)
-
-    @torch.no_grad()
     def decode(
         self, latents: Tensor, *, size: tuple[int, int] | None = None, batch: int = 16
     ) -> Float[Tensor, "f 3 h w"]:
@@ -115,44 +98,7 @@ class LatentDiffusion:
         """
         check_latents(latents)
         check_whole("batch", batch)
-
-        def decoded(chunk: Tensor) -> Tensor:
-            chunk = chunk.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
-            frames = self.vae.decode(chunk).sample / 2 + 0.5
-            if not torch.isfinite(frames).all():
-                raise NonFiniteError(_why("the VAE's decoder", self.vae.dtype))
-            return resize(frames, size or size_of(frames)).clamp(0, 1)
-
-        return self._coded(decoded, latents, size_of(latents), batch).to(self.precision)
-
-    def _coded(
-        self, code: Callable[[Tensor], Tensor], x: Tensor, grid: tuple[int, int], batch: int
-    ) -> Tensor:
-        """``code`` of every frame of x, so many at a time as memory allows.
-
-        grid: height and width of the latents. Where one frame is too many, it goes in tiles, which
-        costs quality: what the VAE sees of a whole frame is then of a tile.
-        """
-
-        def some(n: int) -> Tensor:
-            return torch.cat([code(part) for part in x.split(n)])
-
-        def tiled(side: int) -> Tensor:
-            with hooks.tiles(self.vae, side, self.factor):
-                return some(1)
-
-        side = 1 << (max(grid) // 2).bit_length() >> 1  # the power of two up to half a frame
-        try:
-            return fitting(some, batch)[0]
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or side < LEAST_TILE:
-                raise
-        warnings.warn(
-            f"out of memory: coding frames in tiles of {side} x {side} latents, which changes "
-            "colours a little; smaller frames would not need it",
-            stacklevel=3,
-        )
-        return fitting(tiled, side, name="tile", least=LEAST_TILE)[0]
+        return autoencoder.decode(self.vae, latents, size, batch).to(self.precision)
 
     @torch.no_grad()
     def embed(self, prompt: str) -> Float[Tensor, "1 l d"]:
@@ -173,7 +119,7 @@ class LatentDiffusion:
             states = prompts.encode_two(self.text_encoder, self.text_encoder_2, ids, ids_2)
         states = states.to(self.dtype)
         if not torch.isfinite(states).all():
-            raise NonFiniteError(_why("the text encoder", self.dtype))
+            raise overflowed("the text encoder", self.dtype)
         return states
 
     @torch.no_grad()
@@ -207,14 +153,9 @@ class LatentDiffusion:
         out = self.unet(seen, t, **conditions).sample
         if not torch.isfinite(out).all():
             where = f"{self._first_nonfinite(seen, t, conditions)} at timestep {t}"
-            raise NonFiniteError(_why(where, self.dtype))
-        out, x, a = out.to(latents.dtype), latents.to(self.device), self.alpha(t)
-        kind = self.scheduler.config.prediction_type
-        if kind == "v_prediction":
-            return a**0.5 * out + (1 - a) ** 0.5 * x
-        if kind == "sample":
-            return (x - a**0.5 * out) / (1 - a) ** 0.5
-        return out
+            raise overflowed(where, self.dtype)
+        out, x = out.to(latents.dtype), latents.to(self.device)
+        return noise_schedule.as_noise(self.scheduler, out, x, t)
 
     def _with_depth(self, x: Tensor, depth: Tensor | None) -> Tensor:
         """The latents with their depth as a fifth channel, where the model reads one."""
@@ -251,20 +192,7 @@ class LatentDiffusion:
 
         Raises ValueError where that spacing overruns the timesteps the model was trained on.
         """
-        trained = self.scheduler.config.num_train_timesteps
-        if not is_whole(steps) or not 1 <= steps <= trained:
-            raise ValueError(f"steps={steps!r}: expected a whole number from 1 to {trained - 1}")
-        schedule = DDIMScheduler.from_config(self.scheduler.config)
-        schedule.set_timesteps(int(steps))
-        # Trailing spacing adds a timestep of -1 where its rounding goes wrong (61 steps, say).
-        timesteps = tuple(int(t) for t in schedule.timesteps if t >= 0)
-        if timesteps[0] >= trained:
-            raise ValueError(
-                f"steps={steps}: with {schedule.config.timestep_spacing!r} spacing and an offset "
-                f"of {schedule.config.steps_offset} the first timestep would be {timesteps[0]}, "
-                f"but this model knows 0 to {trained - 1}; use at most {trained - 1} steps"
-            )
-        return timesteps
+        return noise_schedule.timesteps(self.scheduler, steps)
 
     def alpha(self, t: int | None) -> Tensor:
         """Share of signal (the cumulative product of alphas) at ``t``; None: the clean end.
@@ -272,9 +200,7 @@ class LatentDiffusion:
         In float32 under any model, as diffusers has it. At zero terminal SNR it is not quite 0,
         for noise predictions are divided by its root.
         """
-        schedule = self.scheduler
-        a = schedule.final_alpha_cumprod if t is None else schedule.alphas_cumprod[t]
-        return a.clamp(min=2.0**-24)
+        return noise_schedule.alpha(self.scheduler, t)
 
     def fingerprint(self) -> str:
         """A short digest of what a latent depends on: weights (64 of each tensor) and schedule."""
@@ -288,18 +214,6 @@ class LatentDiffusion:
             some = value[torch.unravel_index(places.to(value.device), value.shape)]
             digest.update(f"{tuple(value.shape)}".encode() + some.double().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-def _why(where: str, dtype: torch.dtype) -> str:
-    if dtype in HALF:
-        return (
-            f"a NaN or infinity first appears in {where}. The model runs in {dtype}, whose range "
-            "attention and VAE can overflow; load it with dtype=torch.float32."
-        )
-    return (
-        f"a NaN or infinity first appears in {where}. In {dtype} that comes from the weights or "
-        "the latents: check that the model's files are whole and the frames finite."
-    )
 
 
 def check_depth(model: LatentDiffusion, depth: Tensor | None) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, ViTModel
 
 from tfkit import hooks
 from tfkit.checks import check_frames
-from tfkit.loading import explained, quietly
+from tfkit.libraries import explained, quietly
 from tfkit.video import Clip
 
 SPLICE = "facebook/dino-vitb8"  # what Splice and PIE-Bench measure with

@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tfkit.checks import check_whole
-from tfkit.diffusion import LatentDiffusion, NonFiniteError
+from tfkit.diffusion import LatentDiffusion
+from tfkit.overflow import NonFiniteError
 
 
 def ddim_step(x: Tensor, noise: Tensor, a_from: Tensor, a_to: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ same video cheaper.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,26 +17,28 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tfkit import carried
 from tfkit.checkpoints import step_files
 from tfkit.checks import check_whole
-from tfkit.correspondence import Field, nearest_neighbors
+from tfkit.correspondence import Field
 from tfkit.diffusion import LatentDiffusion
+from tfkit.history import History
 from tfkit.inversion import check_fits
-from tfkit.keyframes import Indices, check_keyframes
+from tfkit.keyframes import Indices
 from tfkit.methods import Method, PlugAndPlay
 from tfkit.passes import Plan, StepPasses
+from tfkit.planning import plan_steps
 from tfkit.progress import Begin, stepping
-from tfkit.propagation import Carrying, Propagation, TokenFlow
+from tfkit.propagation import Propagation, TokenFlow
 from tfkit.sampling import ddim_step
-from tfkit.steps import Steps, schedule_of
+from tfkit.steps import Steps
 from tfkit.trajectory import Trajectory
 
 
 class EditSession:
     """An edit that can be stepped through.
 
-    Its settings are those of :func:`tfkit.edit`, which is a session run to its end. ``position`` is
-    the number of steps taken; ``latents`` belong to it.
+    Its settings are those of :func:`tfkit.edit`, which is a session run to its end.
     """
 
     def __init__(
@@ -55,38 +58,9 @@ class EditSession:
         check_fits(model, source)
         check_whole("batch", batch)
         self.model, self.source, self.batch = model, source, batch
-        # None: forgotten
-        self._latents: list[Tensor | None] = []  # before each step taken, and after the last
-        self._noise: list[Tensor | None] = []  # predicted in each step taken
-        self._rows: list[Tensor | None] = []  # keyframes at each of the source's timesteps
-        self._steps: Steps
-        self.position = 0
-        self._use(Plan(prompt, negative_prompt, guidance, method, propagation), keyframes, seed)
-
-    def _use(self, plan: Plan, keyframes: Indices | None, seed: int) -> None:
-        """Takes up a plan from the present position on; nothing changes where it does not fit."""
-        check_whole("seed", seed, least=0)
-        frames, steps = len(self.source), len(self.source.timesteps)
-        if keyframes is None:
-            rows = plan.propagation.draw(frames, steps, seed)
-        else:
-            rows = check_keyframes(keyframes, frames, steps)
-            plan.propagation.check(rows, frames)
-        prepared = plan.method.prepare(self.model, self.source)
-        text = [self.model.embed(text) for text in _texts(plan, self.source)]
-        first = self._steps.first if self.position else plan.method.first_step(steps)
-        if not self.position:
-            timesteps = self.source.timesteps[first:]
-            begun = plan.method.begin(self.model, self.source, timesteps[0] if timesteps else None)
-            self._latents = [begun.to(self.model.device, self.model.precision)]
-        drawn, taken = [None] * steps if rows is None else list(rows), first + self.position
-        self._rows = self._rows[:taken] + drawn[len(self._rows[:taken]) :]
-        self._steps = Steps(
-            self.model, self.source, plan, prepared, torch.cat(text), first, self._rows,
-            schedule_of(self.model, plan, rows, prepared),
-        )  # fmt: skip
-        self._latents = self._latents[: self.position + 1]
-        self._noise = self._noise[: self.position]
+        plan = Plan(prompt, negative_prompt, guidance, method, propagation)
+        self._steps = plan_steps(model, source, plan, keyframes, seed)
+        self._past = _begun(self._steps)
 
     # Where it stands
 
@@ -97,11 +71,9 @@ class EditSession:
         )
 
     @property
-    def noise(self) -> Float[Tensor, "f c h w"]:
-        """The noise predicted in the last step taken. ValueError before the first."""
-        if not self.position:
-            raise ValueError("nothing is predicted before the first step; call step()")
-        return _kept(self._noise, self.position - 1)
+    def position(self) -> int:
+        """How many steps are taken."""
+        return self._past.position
 
     @property
     def plan(self) -> Plan:
@@ -116,17 +88,22 @@ class EditSession:
     @property
     def known(self) -> int:
         """How many steps it holds: those beyond ``position`` too, which it went back from."""
-        return len(self._noise)
+        return self._past.known
 
     @property
     def latents(self) -> Float[Tensor, "f c h w"]:
         """Those of every frame after the last step taken, or those it began from."""
-        return _kept(self._latents, self.position)
+        return self._past.latents
+
+    @property
+    def noise(self) -> Float[Tensor, "f c h w"]:
+        """The noise predicted in the last step taken. ValueError before the first."""
+        return self._past.noise
 
     @property
     def keyframes(self) -> list[Int[Tensor, " k"] | None]:
         """The keyframes at each of the source's timesteps; None where the propagation has none."""
-        return list(self._rows)
+        return list(self._steps.rows)
 
     @property
     def last(self) -> int:
@@ -147,9 +124,8 @@ class EditSession:
     @torch.no_grad()
     def predicted(self) -> Float[Tensor, "f 3 H W"]:
         """The clean frames that the last step taken headed for. ValueError before the first."""
-        noise, step = self.noise, self.position - 1
-        alpha = self.model.alpha(self.timesteps[step])
-        clean = (_kept(self._latents, step) - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+        noise, alpha = self.noise, self.model.alpha(self.timesteps[self.last])
+        clean = (self._past.before - (1 - alpha) ** 0.5 * noise) / alpha**0.5
         return self.model.decode(clean, size=self.source.size, batch=self.batch)
 
     def fields(self, layer: str) -> Field:
@@ -157,26 +133,11 @@ class EditSession:
 
         Raises ValueError for a layer that is not there, without keyframes, and without any step.
         """
-        propagation, row = self._carrying("fields")
-        phi = self._steps.source_tokens(self.last, layer, propagation.field_of, self.batch)
-        query = phi[:, None].expand(-1, len(row), -1, -1)
-        return nearest_neighbors(query, phi[row][None].expand_as(query))
+        return carried.fields(self._steps, self.last, layer, self.batch)
 
     def weights(self) -> Float[Tensor, "f k"]:
         """How much each frame takes from each keyframe of the step; rows add up to 1."""
-        propagation, row = self._carrying("weights")
-        count = len(self.source)
-        return propagation.neighbors(torch.arange(count), row, count).shares(len(row))
-
-    def _carrying(self, what: str) -> tuple[Carrying, Tensor]:
-        """The propagation and its keyframes of the step, where it carries tokens."""
-        if not self.timesteps:
-            raise ValueError(f"no {what}: {self.plan.method!r} takes no step at all")
-        propagation = self.plan.propagation
-        row = self._rows[self._steps.first + self.last]
-        if row is None or not isinstance(propagation, Carrying):
-            raise ValueError(f"no {what}: {propagation!r} carries no tokens; use tfkit.TokenFlow()")
-        return propagation, row
+        return carried.weights(self._steps, self.last)
 
     # Moving
 
@@ -190,10 +151,7 @@ class EditSession:
         end = min(self.position + count, len(self.timesteps))
         with self._bar(progress, end) as begin:
             while self.position < end:
-                tick = begin(self.position)
-                if self.position == self.known:
-                    self._take(tick)
-                self.position += 1
+                self._take(begin(self.position))
             begin(end)
         return self
 
@@ -214,23 +172,13 @@ class EditSession:
                     f"{name} of shape {tuple(values.shape)}: expected {tuple(self.latents.shape)}, "
                     "all finite"
                 )
-        there = self.position + 1
-        self._noise = [*self._noise[: self.position], noise.to(self.latents)]
-        self._latents = [*self._latents[:there], latents.to(self.latents)]
-        self.position = there
+        self._past = self._past.taken(latents.to(self.latents), noise.to(self.latents))
         return self
 
     def back(self, count: int = 1) -> "EditSession":
         """Goes back, to the beginning at the most. Returns itself. ValueError where it forgot."""
         check_whole("count", count, least=0)
-        position = max(self.position - count, 0)
-        if self._latents[position] is None:
-            least = next(i for i, x in enumerate(self._latents) if x is not None)
-            raise ValueError(
-                f"position {position} is forgotten: expected {least} or more, for "
-                "run() and forget() free what lies behind; step() keeps it"
-            )
-        self.position = position
+        self._past = self._past.back(count)
         return self
 
     def goto(self, position: int, *, progress: bool = False) -> "EditSession":
@@ -260,9 +208,7 @@ class EditSession:
                 if kept:
                     self.restore(**kept)
                 else:
-                    if self.position == self.known:
-                        self._take(tick)
-                    self.position += 1
+                    self._take(tick)
                     if files:
                         files.put(self.position, self.latents, self.noise)
                 self.forget()
@@ -271,19 +217,20 @@ class EditSession:
 
     def forget(self) -> "EditSession":
         """Frees what lies behind the last step, so that it cannot go back there. Returns itself."""
-        kept = max(self.position - 1, 0)
-        self._latents[:kept] = [None] * kept
-        self._noise[:kept] = [None] * kept
+        self._past = self._past.forgotten()
         return self
 
     def _take(self, tick: Callable[[int], object]) -> None:
-        """Computes the step from the present position; all of it or nothing is kept."""
+        """The step from the present position, computed unless it is known; all of it or nothing."""
+        if self.position < self.known:
+            self._past = self._past.on()
+            return
         model, step = self.model, self.position
         t, x = self.timesteps[step], self.latents
         noise, self.batch = self._steps.predict(step, x, self.batch, tick)
         after = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
         latents = ddim_step(x, noise, model.alpha(t), model.alpha(after))
-        self._noise, self._latents = [*self._noise, noise], [*self._latents, latents]
+        self._past = self._past.taken(latents, noise)
 
     @torch.no_grad()
     def prepare(self, *, progress: bool = False) -> "EditSession":
@@ -315,7 +262,12 @@ class EditSession:
         if settings.keys() - known:
             name = min(settings.keys() - known)
             raise ValueError(f"{name!r} is no setting; expected some of {', '.join(sorted(known))}")
-        self._use(replace(self.plan, **settings), keyframes, seed)
+        plan, taken = replace(self.plan, **settings), self.position
+        steps = plan_steps(
+            self.model, self.source, plan, keyframes, seed, before=self._steps, taken=taken
+        )
+        self._past = self._past.cut() if taken else _begun(steps)
+        self._steps = steps
         return self
 
     def redraw(self, seed: int) -> "EditSession":
@@ -324,19 +276,11 @@ class EditSession:
 
     def branch(self) -> "EditSession":
         """Another session that stands where this one does; what is behind both is shared."""
-        twin = object.__new__(EditSession)
-        twin.__dict__.update(self.__dict__)
-        twin._latents, twin._noise, twin._rows = map(list, (self._latents, self._noise, self._rows))
-        return twin
+        return copy(self)
 
 
-def _kept(values: list[Tensor | None], at: int) -> Tensor:
-    """What is there at the session's own step: only what lies behind it is ever forgotten."""
-    value = values[at]
-    assert value is not None
-    return value
-
-
-def _texts(plan: Plan, source: Trajectory) -> list[str]:
-    texts = [source.prompt] * plan.reads_source + [plan.negative_prompt] * (plan.guidance != 1)
-    return [*texts, plan.prompt]
+def _begun(steps: Steps) -> History:
+    """What there is before the first of these steps."""
+    t = steps.timesteps[0] if steps.timesteps else None
+    latents = steps.plan.method.begin(steps.model, steps.source, t)
+    return History((latents.to(steps.model.device, steps.model.precision),))

@@ -11,26 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
-import numpy as np
 import torch
 import traitlets
-from jaxtyping import Float, Float16
+from jaxtyping import Float
 from torch import Tensor
 
 from tfkit import overlays
 from tfkit.checks import check_whole
 from tfkit.diffusion import LatentDiffusion
-from tfkit.pca import TokenPCA
 from tfkit.plots import Sheet
 from tfkit.tokens import Kind, Noised, extract_features
 from tfkit.tracks import grid_of, read_at
 from tfkit.trajectory import Trajectory
 from tfkit.video import Clip, as_frames, size_of
-from tfkit.widgets import compact, page
+from tfkit.widgets import compact, page, traits
+from tfkit.widgets.bases import BASES, LEAST, compress, count_for
 from tfkit.widgets.twin import Twin
-
-BASES = ("joint", "frame")  # one basis for all frames, or each frame's own
-LEAST = 3  # components: red, green, blue
 
 
 class PCAExplorer(Twin, anywidget.AnyWidget):
@@ -77,14 +73,7 @@ class PCAExplorer(Twin, anywidget.AnyWidget):
             "tokens": [],
         }
         room = budget * 1e6 - compact.count_bytes(data)
-        places = len(BASES) * sum(x.shape[0] * x.shape[1] for x in features.values())
-        self.count = min([most, int(room // (2 * places)), *_sides(features)])
-        if self.count < LEAST:
-            raise ValueError(
-                f"budget: {room / 1e6:.2f} MB are left for {places} tokens; expected room for "
-                f"{LEAST} components of each, {2 * LEAST * places / 1e6:.2f} MB, and tokens of as "
-                "many: raise it, or give fewer layers, timesteps or frames"
-            )
+        self.count = count_for(features, most, room)
         self._shares: dict[tuple, Tensor] = {}
         self._kept: dict[tuple, float] = {}
         for (t, name), tokens in features.items():
@@ -199,34 +188,35 @@ class PCAExplorer(Twin, anywidget.AnyWidget):
 
     @traitlets.validate("layer", "timestep")
     def _there(self, proposal: traitlets.Bunch) -> str | int:
-        name, value = proposal["trait"].name, proposal["value"]
-        known = sorted({key[name == "layer"] for key in self._kept})
-        if value not in known:
-            raise traitlets.TraitError(f"{name}={value!r}: expected one of {known}")
-        return value
+        place = int(proposal["trait"].name == "layer")
+        return traits.known(proposal, sorted({key[place] for key in self._kept}))
 
-    @traitlets.validate("components", "strength", "line", "probe")
-    def _numbers(self, proposal: traitlets.Bunch) -> list:
-        name, value = proposal["trait"].name, proposal["value"]
-        (h, w), f = self.size, len(self._frames)
-        numbers = all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
-        if name == "components":
-            good = len(value) == 3 and all(v in range(self.count) for v in value)
-            wanted = f"three of 0 to {self.count - 1}"
-        elif name == "strength":
-            good, wanted = numbers and len(value) == 3 and all(-2 <= v <= 2 for v in value), "three"
-            wanted += " from -2 to 2"
-        elif name == "line":
-            good = numbers and len(value) == 4 and all(0 <= v < w for v in value[::2])
-            good = good and all(0 <= v < h for v in value[1::2])
-            good = good and math.dist(value[:2], value[2:]) >= 1
-            wanted = f"[x, y, x, y] in {w} x {h}, ends a pixel or more apart"
-        else:
-            good = numbers and len(value) == 2 and value[0] in range(f) and 0 <= value[1] <= 1
-            good, wanted = good or not value, f"[] or [frame to {f - 1}, 0 to 1]"
-        if not good:
-            raise traitlets.TraitError(f"{name} is {value!r}: expected {wanted}")
-        return list(value)
+    @traitlets.validate("components")
+    def _three(self, proposal: traitlets.Bunch) -> list:
+        value, count = proposal["value"], self.count
+        good = len(value) == 3 and all(v in range(count) for v in value)
+        return traits.expect(good, "components", value, f"three of 0 to {count - 1}")
+
+    @traitlets.validate("strength")
+    def _moderate(self, proposal: traitlets.Bunch) -> list:
+        value = proposal["value"]
+        good = traits.are_numbers(value, 3) and all(-2 <= v <= 2 for v in value)
+        return traits.expect(good, "strength", value, "three from -2 to 2")
+
+    @traitlets.validate("line")
+    def _within(self, proposal: traitlets.Bunch) -> list:
+        value, (h, w) = proposal["value"], self.size
+        good = traits.are_numbers(value, 4) and math.dist(value[:2], value[2:]) >= 1
+        good = good and all(0 <= v < side for v, side in zip(value, (w, h, w, h), strict=True))
+        wanted = f"[x, y, x, y] in {w} x {h}, ends a pixel or more apart"
+        return traits.expect(good, "line", value, wanted)
+
+    @traitlets.validate("probe")
+    def _one_place(self, proposal: traitlets.Bunch) -> list:
+        value, f = proposal["value"], len(self._frames)
+        good = traits.are_numbers(value, 2) and value[0] in range(f) and 0 <= value[1] <= 1
+        wanted = f"[] or [frame to {f - 1}, 0 to 1]"
+        return traits.expect(good or not value, "probe", value, wanted)
 
     def __repr__(self) -> str:
         (h, w), kept = self.size, min(self._kept.values())
@@ -236,36 +226,3 @@ class PCAExplorer(Twin, anywidget.AnyWidget):
             f"timesteps, {self.count} components ({kept:.1%} of the variance), "
             f"{self.nbytes / 1e6:.1f} MB)"
         )
-
-
-def compress(
-    tokens: Float[Tensor, "f n d"], width: int
-) -> dict[str, tuple[Float16[Tensor, "f n k"], list[float]]]:
-    """The first components in each of BASES, and which share of the variance each of them has.
-
-    A component is 0 at its basis' 1st percentile and 1 at the 99th, as `TokenPCA.to_rgb` has it,
-    but not cut there. Raises ValueError for NaN and infinity.
-    """
-    tokens = tokens.detach().float().cpu()
-    if not tokens.isfinite().all():
-        raise ValueError("tokens hold NaN or infinity; expected finite numbers")
-    joint, energy = _in_basis(tokens, width)
-    own = [_in_basis(frame[None], width) for frame in tokens]
-    mean = torch.tensor([each for _, each in own]).mean(0).tolist()
-    return {"joint": (joint, energy), "frame": (torch.cat([x for x, _ in own]), mean)}
-
-
-def _in_basis(
-    tokens: Float[Tensor, "f n d"], width: int
-) -> tuple[Float16[Tensor, "f n k"], list[float]]:
-    scores = TokenPCA(width).fit(tokens).transform(tokens)
-    flat = scores.flatten(0, 1).double()
-    low, high = torch.from_numpy(np.percentile(flat.numpy(), [1, 99], axis=0))
-    shares = (scores - low) / (high - low).clamp(min=1e-12)
-    whole = tokens.flatten(0, 1).double().var(0).sum().clamp(min=1e-12)
-    return shares.clamp(-9, 10).half(), (flat.var(0) / whole).tolist()
-
-
-def _sides(features: Mapping) -> list[int]:
-    """What bounds the number of components: tokens in a frame and their width."""
-    return [side for tokens in features.values() for side in tokens.shape[1:]]

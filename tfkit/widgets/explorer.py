@@ -22,7 +22,7 @@ from tfkit import correspondence, overlays
 from tfkit.plots import Sheet
 from tfkit.tracks import Size, grid_of, read_at, token_centers, track_points
 from tfkit.video import Clip, as_frames, size_of
-from tfkit.widgets import compact, page
+from tfkit.widgets import compact, page, traits
 from tfkit.widgets.twin import Twin
 
 SHARE = 0.25  # of the budget, at most, is the truth's
@@ -171,23 +171,11 @@ class CorrespondenceExplorer(Twin, anywidget.AnyWidget):
 
     @traitlets.validate("layer", "timestep")
     def _there(self, proposal: traitlets.Bunch) -> str | int:
-        name, value = proposal["trait"].name, proposal["value"]
-        known = sorted({key[name == "layer"] for key in self._tokens})
-        if value not in known:
-            raise traitlets.TraitError(f"{name}={value!r}: expected one of {known}")
-        return value
+        place = int(proposal["trait"].name == "layer")
+        return traits.known(proposal, sorted({key[place] for key in self._tokens}))
 
     def _checked(self, point: Any, name: str) -> list:
-        (h, w), f = self.size, len(self._frames)
-        good = isinstance(point, (list, tuple)) and len(point) == 3
-        good = good and all(isinstance(value, (int, float)) for value in point)
-        good = good and point[0] in range(f) and 0 <= point[1] < w and 0 <= point[2] < h
-        if not good:
-            raise traitlets.TraitError(
-                f"{name} is {point!r}: expected [frame, x, y], a frame from 0 to {f - 1} and a "
-                f"pixel of {w} x {h}"
-            )
-        return [int(point[0]), *point[1:]]
+        return traits.point(name, point, len(self._frames), self.size)
 
     def _tracks(self, points: list[list]) -> Float[Tensor, "f m 2"]:
         found = torch.empty(len(self._frames), len(points), 2)

@@ -7,8 +7,9 @@ end, and is interrupted as a cell is.
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 
 def where_cells_run(action: Callable[[], object]) -> None:
@@ -35,3 +36,17 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def obey(actions: Mapping[str, Callable], content: Mapping[str, Any]) -> str:
+    """Does what a page asks for, ``{"do": name, "with": words}``; what went wrong, or ""."""
+    try:
+        with interruptible():
+            actions[content["do"]](**content.get("with", {}))
+        return ""
+    except KeyboardInterrupt:
+        return "Interrupted: the step was not taken."
+    except (ValueError, ArithmeticError) as error:
+        return str(error) or type(error).__name__
+    except Exception as error:  # memory, a driver: whatever it is, the page must say so
+        return f"{type(error).__name__}: {error}"

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import count
 from typing import Any
 
 import anywidget
@@ -17,16 +16,16 @@ import traitlets
 from jaxtyping import Float
 from torch import Tensor
 
-from tfkit import hooks
 from tfkit.checks import check_whole
 from tfkit.plots import Sheet
 from tfkit.session import EditSession
 from tfkit.tokens import layer_table
 from tfkit.video import size_of
-from tfkit.widgets import page
+from tfkit.widgets import page, traits
 from tfkit.widgets.branches import SETTINGS, Branches
-from tfkit.widgets.kernel import interruptible, where_cells_run
-from tfkit.widgets.stops import Stops, describe, is_new, passes
+from tfkit.widgets.counting import step_each
+from tfkit.widgets.kernel import obey, where_cells_run
+from tfkit.widgets.stops import Stops, describe
 from tfkit.widgets.twin import Twin
 
 PLACES = 1024  # tokens of the layer that fields are shown of at first, at most
@@ -201,16 +200,7 @@ class EditStepper(Twin, anywidget.AnyWidget):
 
     def _step(self, sessions: list[EditSession]) -> None:
         """One step of each, telling how far it is."""
-        expected, done = sum(passes(s) for s in sessions if is_new(s)), count(1)
-
-        def tick(out: Tensor) -> Tensor:
-            self.set_trait("progress", [next(done), expected])
-            return out
-
-        self.set_trait("progress", [0, expected])
-        with hooks.rewrite(self.session.model.unet, {"conv_out": tick}):
-            for session in sessions:
-                session.step()
+        step_each(sessions, partial(self.set_trait, "progress"))
 
     # The page
 
@@ -226,23 +216,13 @@ class EditStepper(Twin, anywidget.AnyWidget):
         }  # fmt: skip
         look: dict[str, Callable] = {"picture": self._send_picture, "field": self._send_field}
         try:
-            do = content["do"]
-            with interruptible():
-                (act | look)[do](**content.get("with", {}))
-            if do in act:
-                self.set_trait("message", "")
-        except KeyboardInterrupt:
-            self._complain("Interrupted: the step was not taken.")
-        except (ValueError, ArithmeticError) as error:
-            self._complain(str(error))
-        except Exception as error:  # memory, a driver: whatever it is, the page must say so
-            self._complain(f"{type(error).__name__}: {error}")
+            wrong = obey(act | look, content)
+            if wrong:
+                self.playing = False
+            if wrong or content["do"] in act:
+                self.set_trait("message", wrong)
         finally:
             self.send({"done": content.get("number")})
-
-    def _complain(self, words: str) -> None:
-        self.playing = False
-        self.set_trait("message", words)
 
     def _step_from(self, positions: dict) -> None:
         """Steps of branches that are still where the page saw them; of two views, one is late."""
@@ -265,11 +245,8 @@ class EditStepper(Twin, anywidget.AnyWidget):
 
     @traitlets.validate("active", "layer")
     def _there(self, proposal: traitlets.Bunch) -> str:
-        name, value = proposal["trait"].name, proposal["value"]
-        known = list(self._branches if name == "active" else self._grids)
-        if value not in known:
-            raise traitlets.TraitError(f"{name}={value!r}: expected one of {known}")
-        return value
+        is_branch = proposal["trait"].name == "active"
+        return traits.known(proposal, list(self._branches if is_branch else self._grids))
 
     @traitlets.validate("position")
     def _possible(self, proposal: traitlets.Bunch) -> int:
@@ -280,15 +257,8 @@ class EditStepper(Twin, anywidget.AnyWidget):
 
     @traitlets.validate("probe")
     def _one_point(self, proposal: traitlets.Bunch) -> list:
-        point, (h, w), f = proposal["value"], self.size, self._data["frames"]
-        good = len(point) == 3 and all(isinstance(value, (int, float)) for value in point)
-        good = good and point[0] in range(f) and 0 <= point[1] < w and 0 <= point[2] < h
-        if point and not good:
-            raise traitlets.TraitError(
-                f"probe is {point!r}: expected [] or [frame, x, y], a frame from 0 to {f - 1} and "
-                f"a pixel of {w} x {h}"
-            )
-        return [int(point[0]), *point[1:]] if point else []
+        value, frames = proposal["value"], self._data["frames"]
+        return value and traits.point("probe", value, frames, self.size, instead="[] or ")
 
     # Readers without a kernel
 

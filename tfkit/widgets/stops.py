@@ -148,37 +148,6 @@ def row_of(session: EditSession, position: int) -> list[int] | None:
     return None if row is None else row.tolist()
 
 
-def is_new(session: EditSession) -> bool:
-    """Whether the next step is there and must be computed."""
-    return session.position == session.known < len(session.timesteps)
-
-
-def passes(session: EditSession) -> int:
-    """UNet passes of the next step: its propagation orders them, and no UNet runs."""
-    plan = session.plan
-    run = _Counted(session.passes().known is not None)
-    attention = plan.propagation.attention(2 + plan.reads_source, plan.reads_source)
-    row = ahead(session)[session.position]
-    plan.propagation.predict(run, attention, len(session.source), row, session.batch)
-    return run.count
-
-
-class _Counted:
-    """Passes that are only counted."""
-
-    def __init__(self, known: bool):
-        self.known, self.count = known, 0
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        self.count += 1
-        return torch.zeros(len(frames), 1, 1, 1)
-
-    edited = __call__
-
-    def read_source(self, frames: Tensor, attention: object) -> None:
-        self.count += not self.known
-
-
 def describe(session: EditSession, path: list[int]) -> dict:
     """A session in what JSON knows."""
     rows = [None if row is None else row.tolist() for row in ahead(session)]

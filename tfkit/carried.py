@@ -1,0 +1,43 @@
+"""What a step carries from its keyframes to every frame: from where, and how much from each.
+
+Memory: one layer's tokens of the source, and their fields to the keyframes.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tfkit.correspondence import Field, nearest_neighbors
+from tfkit.propagation import Carrying
+from tfkit.steps import Steps
+
+
+def fields(steps: Steps, step: int, layer: str, batch: int) -> Field:
+    """The source's fields (f, k, n) from every frame to each of the step's keyframes.
+
+    Raises ValueError for a layer that is not there, without keyframes, and without any step.
+    """
+    propagation, row = _carrying(steps, step, "fields")
+    phi = steps.source_tokens(step, layer, propagation.field_of, batch)
+    query = phi[:, None].expand(-1, len(row), -1, -1)
+    return nearest_neighbors(query, phi[row][None].expand_as(query))
+
+
+def weights(steps: Steps, step: int) -> Float[Tensor, "f k"]:
+    """How much each frame takes from each keyframe of the step; rows add up to 1.
+
+    Raises ValueError without keyframes, and without any step.
+    """
+    propagation, row = _carrying(steps, step, "weights")
+    count = len(steps.source)
+    return propagation.neighbors(torch.arange(count), row, count).shares(len(row))
+
+
+def _carrying(steps: Steps, step: int, what: str) -> tuple[Carrying, Tensor]:
+    """The propagation and its keyframes of the step, where it carries tokens."""
+    if not steps.timesteps:
+        raise ValueError(f"no {what}: {steps.plan.method!r} takes no step at all")
+    propagation, row = steps.plan.propagation, steps.rows[steps.first + step]
+    if row is None or not isinstance(propagation, Carrying):
+        raise ValueError(f"no {what}: {propagation!r} carries no tokens; use tfkit.TokenFlow()")
+    return propagation, row

@@ -1,0 +1,82 @@
+"""The steps that an edit has taken, and where it stands among them.
+
+Memory: latents and predicted noise of each step, those that are forgotten excepted; histories that
+come of one another share them.
+"""
+
+from dataclasses import dataclass, replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """What each step began from and predicted; ``position`` counts those taken and not gone back.
+
+    states: the latents before each step, and after the last; noises: predicted in each. None: it
+    is forgotten. Moving makes another history, so whoever is interrupted still has the old one.
+    """
+
+    states: tuple[Tensor | None, ...]
+    noises: tuple[Tensor | None, ...] = ()
+    position: int = 0
+
+    @property
+    def known(self) -> int:
+        """How many steps there are: those beyond ``position`` too, which it went back from."""
+        return len(self.noises)
+
+    @property
+    def latents(self) -> Float[Tensor, "f c h w"]:
+        """Those at ``position``."""
+        return _kept(self.states[self.position])
+
+    @property
+    def before(self) -> Float[Tensor, "f c h w"]:
+        """Those that the last step taken began from."""
+        return _kept(self.states[self.position - 1])
+
+    @property
+    def noise(self) -> Float[Tensor, "f c h w"]:
+        """The noise predicted in the last step taken. ValueError before the first."""
+        if not self.position:
+            raise ValueError("nothing is predicted before the first step; call step()")
+        return _kept(self.noises[self.position - 1])
+
+    def taken(self, latents: Tensor, noise: Tensor) -> "History":
+        """A step on: what it led to, and the noise predicted in it; others beyond are forgotten."""
+        here = self.cut()
+        return History((*here.states, latents), (*here.noises, noise), self.position + 1)
+
+    def cut(self) -> "History":
+        """Without the steps beyond ``position``."""
+        at = self.position
+        return History(self.states[: at + 1], self.noises[:at], at)
+
+    def on(self) -> "History":
+        """A step on that is known."""
+        return replace(self, position=self.position + 1)
+
+    def back(self, count: int) -> "History":
+        """So many steps back, to the beginning at the most. ValueError where that is forgotten."""
+        position = max(self.position - count, 0)
+        if self.states[position] is None:
+            least = next(i for i, x in enumerate(self.states) if x is not None)
+            raise ValueError(
+                f"position {position} is forgotten: expected {least} or more, for "
+                "run() and forget() free what lies behind; step() keeps it"
+            )
+        return replace(self, position=position)
+
+    def forgotten(self) -> "History":
+        """Without what lies behind the last step."""
+        gone = max(self.position - 1, 0)
+        states, noises = ((None,) * gone + values[gone:] for values in (self.states, self.noises))
+        return replace(self, states=states, noises=noises)
+
+
+def _kept(value: Tensor | None) -> Tensor:
+    """What is there at the session's own step: only what lies behind it is ever forgotten."""
+    assert value is not None
+    return value
