@@ -16,7 +16,8 @@ ORDER = [
     "checks", "memory", "progress", "hooks", "prompts", "diffusion", "sampling", "loading",
     "files", "source_cache", "trajectory", "methods", "conditions",
     "control", "adapters", "inversion", "tokens", "correspondence",
-    "tracks", "pca", "keyframes", "attention", "swapping", "propagation", "truth",
+    "tracks", "pca", "keyframes", "attention", "swapping", "protocols", "propagation",
+    "truth",
     "passes", "steps", "checkpoints", "session",
     "editing", "metrics", "cost", "advice",
     "raft", "fidelity", "matches", "clip", "dino", "intervals",
@@ -72,6 +73,7 @@ def test_methods_know_nothing_of_consistency():
     assert not imports(FILES["methods"]) & {
         "attention",
         "swapping",
+        "protocols",
         "propagation",
         "keyframes",
         "editing",

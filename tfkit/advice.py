@@ -19,7 +19,8 @@ from tfkit.menagerie.vocabulary import known_words, unknown_words
 from tfkit.methods import Method, PlugAndPlay
 from tfkit.metrics import psnr
 from tfkit.passes import Plan
-from tfkit.propagation import Propagation, TokenFlow
+from tfkit.propagation import TokenFlow
+from tfkit.protocols import Propagation
 from tfkit.reading import VideoFile
 from tfkit.session import EditSession
 from tfkit.trajectory import CLEAN, Trajectory

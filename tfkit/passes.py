@@ -20,7 +20,7 @@ from tfkit import hooks
 from tfkit.attention import FlowAttention
 from tfkit.diffusion import LatentDiffusion
 from tfkit.methods import Method, Moment, injection
-from tfkit.propagation import Propagation
+from tfkit.protocols import Propagation
 from tfkit.source_cache import KeptStep, StepWriter
 from tfkit.trajectory import Trajectory
 

@@ -20,6 +20,7 @@ from tfkit.diffusion import LatentDiffusion
 from tfkit.memory import fitting
 from tfkit.methods import Moment
 from tfkit.passes import Plan, SourcePasses, StepPasses
+from tfkit.protocols import Carrying
 from tfkit.sampling import at_step
 from tfkit.source_cache import StepWriter
 from tfkit.tokens import Kind, extract_tokens
@@ -158,10 +159,11 @@ def schedule_of(
 ) -> str | None:
     """A digest of all that the source's features depend on besides the trajectory itself.
 
-    None where the propagation reads no source alone, or where something cannot be told: what an
+    None where the propagation carries no tokens, or where something cannot be told: what an
     unknown method does to the source, and how strong adapters are that are not merged.
     """
-    fields = getattr(plan.propagation, "schedule", lambda rows: None)(rows)
+    way = plan.propagation
+    fields = way.schedule(rows) if isinstance(way, Carrying) and rows is not None else None
     marks = plan.method.marks_source(prepared)
     adapted = any("lora_" in name for name in model.unet.state_dict())
     if fields is None or marks is None or adapted:

@@ -14,7 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tfkit.attention import NONE, FlowAttention
-from tfkit.propagation import Passes, TokenFlow
+from tfkit.propagation import TokenFlow
+from tfkit.protocols import Passes
 from tfkit.tracks import Size, follow_flow, grid_of, token_centers
 from tfkit.video import Clip, size_of
 

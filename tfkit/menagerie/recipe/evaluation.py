@@ -26,7 +26,7 @@ from tfkit.menagerie.recipe.clip import choices
 from tfkit.menagerie.recipe.data import dead_leaves, scenes
 from tfkit.menagerie.vocabulary import attribute
 from tfkit.methods import Method
-from tfkit.propagation import Propagation
+from tfkit.protocols import Propagation
 from tfkit.sampling import generate
 from tfkit.tokens import Kind
 from tfkit.video import Clip
