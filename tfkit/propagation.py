@@ -193,7 +193,7 @@ class TokenFlow:
             return paper_neighbors(frames, keyframes, self.blend)
         return reference_neighbors(frames, total, self.interval, self.blend)
 
-    def schedule(self, keyframes: Tensor) -> str | None:
+    def fields_key(self, keyframes: Tensor) -> str | None:
         """What the fields to keyframes (steps, k) depend on, besides the source."""
         middles = f" {self.interval}" if self.variant == "reference" else ""
         return f"{self.variant} {self.field_of}{middles} {keyframes.tolist()}"

@@ -72,7 +72,7 @@ class Carrying(Propagation, Protocol):
         """The keyframes that frames (n,) of a clip of ``total`` take their tokens from."""
         ...
 
-    def schedule(self, keyframes: Tensor) -> str | None:
+    def fields_key(self, keyframes: Tensor) -> str | None:
         """What the fields to keyframes (steps, k) depend on, besides the source.
 
         None where that cannot be told: then nothing of the source is kept for further edits.

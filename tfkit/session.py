@@ -27,7 +27,7 @@ from tfkit.passes import Plan, StepPasses
 from tfkit.progress import Begin, stepping
 from tfkit.propagation import Carrying, Propagation, TokenFlow
 from tfkit.sampling import ddim_step
-from tfkit.steps import Steps, schedule_of
+from tfkit.steps import Steps, source_key_of
 from tfkit.trajectory import Trajectory
 
 
@@ -83,7 +83,7 @@ class EditSession:
         self._rows = self._rows[:taken] + drawn[len(self._rows[:taken]) :]
         self._steps = Steps(
             self.model, self.source, plan, prepared, torch.cat(text), first, self._rows,
-            schedule_of(self.model, plan, rows, prepared),
+            source_key_of(self.model, plan, rows, prepared),
         )  # fmt: skip
         self._latents = self._latents[: self.position + 1]
         self._noise = self._noise[: self.position]

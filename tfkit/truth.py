@@ -105,7 +105,7 @@ class TrueFlow(TokenFlow):
                     f"{name}={getattr(self, name)!r}: expected {only!r}, along the true motion"
                 )
 
-    def schedule(self, keyframes: Tensor) -> None:
+    def fields_key(self, keyframes: Tensor) -> None:
         """Its fields are not the source's, so nothing of them is kept for other edits."""
 
     def attention(self, branches: int, source: bool) -> TrueAttention:
