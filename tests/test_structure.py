@@ -10,7 +10,8 @@ import tfkit
 
 HOUSE = Path(tfkit.__file__).parent
 ORDER = [
-    "codec", "video", "reading", "menagerie.vocabulary", "menagerie.anatomy", "menagerie.species",
+    "atomic", "codec", "video", "reading",
+    "menagerie.vocabulary", "menagerie.anatomy", "menagerie.species",
     "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world",
     "menagerie.tasks", "menagerie",
     "checks", "memory", "progress", "hooks", "prompts", "diffusion", "sampling", "loading",

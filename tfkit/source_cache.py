@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tfkit.atomic import left_over
 from tfkit.files import load_tensors, save_tensors
 
 BUDGET = 2**30  # bytes: 16 frames of the menagerie in 50 steps take 45 MB
@@ -67,7 +68,7 @@ class SourceCache:
         file = self._file(key, t, part)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            for rest in file.parent.glob(f".{file.name}.*"):  # of a killed process
+            for rest in left_over(file.parent, file.name):
                 rest.unlink(missing_ok=True)
             save_tensors(file, features)
         except OSError:

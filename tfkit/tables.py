@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from tfkit import metrics
+from tfkit.atomic import replacing
 from tfkit.checks import check_whole
 from tfkit.clip import load_clip
-from tfkit.codec import replacing
 from tfkit.control import ControlNet
 from tfkit.diffusion import LatentDiffusion
 from tfkit.evaluation import COLUMNS, evaluate, need_pandas, summary

@@ -21,8 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tfkit import hooks
+from tfkit.atomic import replacing
 from tfkit.checks import check_choice, check_latents, check_whole, is_whole
-from tfkit.codec import replacing
 from tfkit.conditions import latent_depth
 from tfkit.diffusion import LatentDiffusion
 from tfkit.trajectory import Trajectory

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tfkit import codec
+from tfkit.atomic import replacing
 from tfkit.codec import DEFAULT_FPS
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def write_video(
     path = check_output(path)
     suffix = path.suffix.lower()
     fps, pixels = _to_write(frames, fps, crf)
-    with codec.replacing(path) as temporary:
+    with replacing(path) as temporary:
         if suffix in MOVIES:
             codec.write_movie(temporary, pixels, fps, crf)
         elif suffix == ".gif":
