@@ -10,7 +10,7 @@ import tfkit
 
 HOUSE = Path(tfkit.__file__).parent
 ORDER = [
-    "atomic", "codec", "video", "reading",
+    "settings", "atomic", "codec", "video", "reading",
     "menagerie.vocabulary", "menagerie.anatomy", "menagerie.species",
     "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world",
     "menagerie.tasks", "menagerie",

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tfkit import hooks, prompts
-from tfkit.checks import check_frames, check_latents, check_whole, is_whole
+from tfkit.checks import check_frames, check_latents
 from tfkit.memory import fitting, is_out_of_memory
+from tfkit.settings import check_whole, is_whole
 from tfkit.video import Clip, resize, size_of
 
 HALF = (torch.float16, torch.bfloat16)

@@ -17,8 +17,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tfkit import hooks
-from tfkit.checks import check_whole
 from tfkit.diffusion import LatentDiffusion
+from tfkit.settings import check_whole
 from tfkit.trajectory import Trajectory
 
 

@@ -11,7 +11,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tfkit.attention import FirstAttention, FlowAttention, JointAttention, KeyframeAttention
-from tfkit.checks import check_choice, check_whole
 from tfkit.keyframes import Neighbors, draw_keyframes, paper_neighbors, reference_neighbors
 from tfkit.protocols import (
     Carrying,
@@ -23,6 +22,7 @@ from tfkit.protocols import (
     in_order,
     split,
 )
+from tfkit.settings import check_choice, check_whole
 
 __all__ = [
     "Carrying", "ExtendedAttention", "FirstFrame", "Passes", "PerFrame", "Propagation", "TokenFlow",

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tfkit.checks import check_whole
 from tfkit.keyframes import Block, Neighbors, key_blocks
+from tfkit.settings import check_whole
 
 Pass = Callable[[Tensor], Tensor]  # frames (n,) -> their guided noise (n, c, h, w)
 

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tfkit.checks import check_whole
 from tfkit.diffusion import LatentDiffusion, NonFiniteError
+from tfkit.settings import check_whole
 
 
 def ddim_step(x: Tensor, noise: Tensor, a_from: Tensor, a_to: Tensor) -> Tensor:

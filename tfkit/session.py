@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tfkit.checkpoints import step_files
-from tfkit.checks import check_whole
 from tfkit.correspondence import Field, nearest_neighbors
 from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import check_fits
@@ -27,6 +26,7 @@ from tfkit.passes import Plan, StepPasses
 from tfkit.progress import Begin, stepping
 from tfkit.propagation import Carrying, Propagation, TokenFlow
 from tfkit.sampling import ddim_step
+from tfkit.settings import check_whole
 from tfkit.steps import Steps, source_key_of
 from tfkit.trajectory import Trajectory
 

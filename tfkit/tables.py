@@ -20,7 +20,6 @@ from torch import Tensor
 
 from tfkit import metrics
 from tfkit.atomic import replacing
-from tfkit.checks import check_whole
 from tfkit.clip import load_clip
 from tfkit.control import ControlNet
 from tfkit.diffusion import LatentDiffusion
@@ -30,6 +29,7 @@ from tfkit.menagerie.tasks import Task, benchmark
 from tfkit.methods import Plain, PlugAndPlay, SDEdit
 from tfkit.propagation import ExtendedAttention, FirstFrame, PerFrame, TokenFlow
 from tfkit.scores import Score
+from tfkit.settings import check_whole
 from tfkit.trajectory import Trajectory
 from tfkit.video import Clip, size_of
 

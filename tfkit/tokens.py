@@ -22,9 +22,10 @@ from torch import Tensor
 
 from tfkit import hooks
 from tfkit.atomic import replacing
-from tfkit.checks import check_choice, check_latents, check_whole, is_whole
+from tfkit.checks import check_latents
 from tfkit.conditions import latent_depth
 from tfkit.diffusion import LatentDiffusion
+from tfkit.settings import check_choice, check_whole, is_whole
 from tfkit.trajectory import Trajectory
 from tfkit.video import Clip, size_of
 
