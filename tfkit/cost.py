@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from tfkit import hooks
 from tfkit.diffusion import LatentDiffusion
 from tfkit.passes import Plan
-from tfkit.protocols import Windowed
+from tfkit.protocols import Carrying, Windowed
 
 
 class Live(TorchDispatchMode):
@@ -149,7 +149,7 @@ def cost_of(
     # kept of a keyframe: keys, values, output of each edited branch; output, tokens of the source
     return Cost(
         frames=f, steps=steps, keyframes=count, seen=seen if joint else batch,
-        branches=edited + plan.reads_source, own=plan.reads_source, flows=rows is not None,
+        branches=edited + plan.reads_source, own=plan.reads_source, flows=isinstance(way, Carrying),
         unet=measured(lambda: model.predict_noise(x, t, text), some),
         encode=measured(lambda: model.encode(picture), some),
         decode=measured(lambda: model.decode(x), some),
