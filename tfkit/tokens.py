@@ -25,6 +25,7 @@ from tfkit.atomic import replacing
 from tfkit.checks import check_latents
 from tfkit.conditions import latent_depth
 from tfkit.diffusion import LatentDiffusion
+from tfkit.sampling import with_noise
 from tfkit.settings import check_choice, check_whole, is_whole
 from tfkit.trajectory import Trajectory
 from tfkit.video import Clip, size_of
@@ -58,10 +59,8 @@ class Noised:
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.ensemble, 1, *self.clean.shape[1:])
         noise = torch.randn(shape, generator=generator).to(self.clean)
-        alpha = self.alphas[t].to(self.clean)
-        return rearrange(
-            alpha.sqrt() * self.clean + (1 - alpha).sqrt() * noise, "e f c h w -> (e f) c h w"
-        )
+        draws = with_noise(self.clean, noise, self.alphas[t].to(self.clean))
+        return rearrange(draws, "e f c h w -> (e f) c h w")
 
     def depth_of(self, rows: Tensor) -> Float[Tensor, "b 1 h w"] | None:
         """The depth of some rows of :meth:`at`; None where it has no depth."""
