@@ -224,7 +224,7 @@ class TokenFlow:
                 near = self.neighbors(chunk, keyframes, frames).among(block.held)
                 attention.neighbors = near.to(noise.device)
                 attention.mode = "source"
-                run.read_source(chunk, attention)
+                features = run.read_source(chunk, attention)
                 attention.mode = "edited"
-                parts.append((chunk, run.edited(chunk)))
+                parts.append((chunk, run.edited(chunk, features)))
         return in_order(parts)

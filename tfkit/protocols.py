@@ -4,7 +4,7 @@ A propagation says which keyframes it wants, gives the processor that computes s
 orders the passes of one denoising step; those there are lie in propagation.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from tfkit.keyframes import Block, Neighbors, key_blocks
 from tfkit.settings import check_whole
 
+Features = Mapping[str, Tensor]  # by the module's name, (n, ...)
 Pass = Callable[[Tensor], Tensor]  # frames (n,) -> their guided noise (n, c, h, w)
 
 
@@ -25,11 +26,11 @@ class Passes(Protocol):
         """The guided noise (n, c, h, w) of frames (n,), the source among the branches."""
         ...
 
-    def read_source(self, frames: Tensor, attention: Any) -> None:
-        """The source's pass alone, or what is known of it from an earlier edit."""
+    def read_source(self, frames: Tensor, attention: Any) -> Features:
+        """What the source's pass alone finds in frames (n,), or is known from an earlier edit."""
         ...
 
-    def edited(self, frames: Tensor) -> Tensor:
+    def edited(self, frames: Tensor, features: Features) -> Tensor:
         """The guided noise of the same frames, by the other branches alone."""
         ...
 

@@ -173,10 +173,12 @@ class _Counted:
         self.count += 1
         return torch.zeros(len(frames), 1, 1, 1)
 
-    edited = __call__
+    def edited(self, frames: Tensor, features: object) -> Tensor:
+        return self(frames)
 
-    def read_source(self, frames: Tensor, attention: object) -> None:
+    def read_source(self, frames: Tensor, attention: object) -> dict[str, Tensor]:
         self.count += not self.known
+        return {}
 
 
 def describe(session: EditSession, path: list[int]) -> dict:
