@@ -16,7 +16,7 @@ ORDER = [
     "menagerie.tasks", "menagerie",
     "checks", "memory", "progress", "hooks", "prompts", "diffusion", "sampling", "loading",
     "files", "source_cache", "trajectory", "methods", "conditions",
-    "control", "adapters", "inversion", "tokens", "correspondence",
+    "control", "adapters", "inversion", "token_folder", "tokens", "correspondence",
     "tracks", "pca", "keyframes", "attention", "swapping", "protocols", "propagation",
     "truth",
     "passes", "steps", "checkpoints", "session",
