@@ -139,6 +139,17 @@ def test_the_passes_of_a_step_are_counted_right(model, way, method, guidance):
     assert told.passes == sum(seen)
 
 
+@pytest.mark.parametrize(
+    ("way", "flows"),
+    [(tfkit.TokenFlow(3), True), (tfkit.ExtendedAttention(3), False), (tfkit.PerFrame(), False)],
+)
+def test_only_what_carries_tokens_leaves_the_source_out_of_a_pass(model, way, flows):
+    """Joint attention to keyframes has keyframes, and the source in every pass all the same."""
+    plan = Plan("a dog", "", 7.5, tfkit.PlugAndPlay(), way)
+    told = cost.cost_of(model, (7, 3, 8 * model.factor, 8 * model.factor), plan, 2, 8)
+    assert told.own and told.flows == flows
+
+
 def test_live_tensors_are_counted_as_they_come_and_go():
     with cost.Live() as live:
         a = torch.ones(1000)  # 4000 bytes

@@ -278,10 +278,10 @@ VIDEO = {
     "write fps": (lambda m, s, d: tfkit.write_video(d / "a.mp4", FRAMES, -1), r"fps=-1; expected"),
     "read frames": (
         lambda m, s, d: tfkit.read_video(d, frames=0),
-        r"frames=0; expected an integer",
+        r"frames=0: expected a whole number",
     ),
     "read size": (lambda m, s, d: tfkit.read_video(d, size="big"), r"size='big'; expected"),
-    "read start": (lambda m, s, d: tfkit.read_video(d, start=-1), r"start=-1; expected"),
+    "read start": (lambda m, s, d: tfkit.read_video(d, start=-1), r"start=-1: expected"),
     "read an empty folder": (lambda m, s, d: tfkit.read_video(d), r"holds no|no images|expected"),
 }
 MISSING = {

@@ -127,7 +127,7 @@ def test_killed_at_twenty_moments_it_ends_as_if_never_killed(
         torch.testing.assert_close(opened.at(t), source.at(t), rtol=0, atol=1e-5)
     again = edited(model, opened, tmp_path / "edit")
     torch.testing.assert_close(again.latents, expected.latents, rtol=0, atol=1e-4)
-    assert not list(tmp_path.rglob(".*.part"))
+    assert not list(tmp_path.rglob(".new-*"))
 
 
 def test_a_step_taken_is_never_taken_again(model, source, expected, tmp_path):

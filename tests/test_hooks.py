@@ -114,9 +114,14 @@ def test_residuals_are_added_to_every_pass(model):
 
 def test_a_module_that_is_not_there_is_refused_before_anything_is_done(model):
     names = ["mid_block", "up_blocks.7.resnets.0"]
-    message = r"has no 'up_blocks\.7\.resnets\.0', which the method rewrites; .*Use tfkit\.Plain"
+    message = (
+        r"has no 'up_blocks\.7\.resnets\.0', which the method rewrites; expected one of its "
+        r"modules \(up_blocks has 0, 1, 2, 3\)\. Use tfkit\.Plain"
+    )
     with unchanged(model), pytest.raises(ValueError, match=message):
         hooks.rewrite(model.unet, dict.fromkeys(names, lambda x: x))
+    with pytest.raises(ValueError, match=r"no 'attn'.*\(the UNet has conv_in, .*up_blocks"):
+        hooks.rewrite(model.unet, {"attn": lambda x: x})
 
 
 class Bounded(nn.Module):

@@ -212,7 +212,7 @@ def test_no_budget_keeps_nothing_and_says_nothing(model, source):
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_the_schedule_written_last_stays(tmp_path, folder):
+def test_the_key_written_last_stays(tmp_path, folder):
     cache = SourceCache(tmp_path / "cache" if folder else None, budget=10_000)
     for name in ("a", "b", "c"):
         for t in (1, 2):

@@ -10,14 +10,16 @@ import tfkit
 
 HOUSE = Path(tfkit.__file__).parent
 ORDER = [
-    "codec", "video", "reading", "menagerie.vocabulary", "menagerie.anatomy", "menagerie.species",
+    "settings", "atomic", "codec", "video", "reading",
+    "menagerie.vocabulary", "menagerie.anatomy", "menagerie.species",
     "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world",
     "menagerie.tasks", "menagerie",
     "checks", "memory", "overflow", "progress", "hooks", "prompts", "autoencoder",
     "noise_schedule", "diffusion", "sampling", "libraries", "finding", "loading",
     "files", "source_cache", "trajectory", "methods", "conditions",
-    "control", "adapters", "inversion", "tokens", "correspondence",
-    "tracks", "pca", "keyframes", "attention", "swapping", "propagation", "truth",
+    "control", "adapters", "inversion", "token_folder", "tokens", "correspondence",
+    "tracks", "pca", "keyframes", "attention", "swapping", "protocols", "propagation",
+    "truth",
     "passes", "steps", "planning", "checkpoints", "history", "carried", "session",
     "editing", "metrics", "cost", "advice",
     "raft", "fidelity", "matches", "clip", "dino", "intervals",
@@ -74,6 +76,7 @@ def test_methods_know_nothing_of_consistency():
     assert not imports(FILES["methods"]) & {
         "attention",
         "swapping",
+        "protocols",
         "propagation",
         "keyframes",
         "editing",

@@ -1,12 +1,17 @@
 """Tokens and their colours."""
 
+import json
+import os
+
 import pytest
 import torch
 from clips import bare
 
 import tfkit
 from tfkit import hooks
+from tfkit.files import claimed
 from tfkit.pca import TokenPCA, foreground
+from tfkit.token_folder import TokenFolder
 from tfkit.tokens import Layer, extract_features, layer_table, noised
 
 LAYERS = "up_blocks.2.*"
@@ -147,11 +152,94 @@ def test_several_timesteps_take_one_pass_each_in_memory_or_in_a_folder(model, so
         torch.testing.assert_close(kept[t, name].float(), value, rtol=2e-3, atol=2e-3)
         one = tfkit.extract_tokens(model, source, timestep=t, layers=name)
         assert torch.equal(one[name], value)
-    assert sorted(p.name for p in (tmp_path / "tokens").iterdir()) == sorted(
-        f"t{t:04d}.safetensors" for t in source.timesteps
-    )
+    files = [f"t{t:04d}.safetensors" for t in source.timesteps]
+    names = sorted(p.name for p in (tmp_path / "tokens").iterdir())
+    assert names == sorted([*files, "tokens.json"])
     with pytest.raises(KeyError):
         kept[3, name]
+
+
+@pytest.fixture
+def extract(model, source, tmp_path):
+    """Tokens in a folder, and how many passes they took."""
+
+    def extract(**settings):
+        passes = []
+        handle = model.unet.register_forward_hook(lambda *_: passes.append(1))
+        settings = {"timesteps": source.timesteps, "layers": "mid_block.*"} | settings
+        try:
+            kept = extract_features(model, settings.pop("source", source), folder=tmp_path / "x",
+                                    **settings)  # fmt: skip
+        finally:
+            handle.remove()
+        return kept, len(passes)
+
+    return extract
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
+def test_a_damaged_file_is_told_and_extracted_again(extract, source, how):
+    kept, passes = extract()
+    assert passes == 2 and extract()[1] == 0
+    first = next(iter(kept))
+    expected, file = kept[first].clone(), kept.file(first[0])
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data if how == "flipped" else data[: len(data) // 2])
+    if how == "gone":
+        file.unlink()
+    fresh = TokenFolder(kept.path, kept.timesteps, kept.names)
+    with pytest.raises(ValueError, match=r"t\d+.safetensors is (damaged|lost).*extract the feat"):
+        fresh[first]
+    again, passes = extract()
+    assert passes == 1 and torch.equal(again[first], expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"layers": LAYERS}, "another set of layers"),
+        ({"kind": "input"}, "another kind: 'output' there, 'input' asked for"),
+        ({"source": "noised"}, "another video"),
+    ],
+)
+def test_a_folder_of_other_tokens_is_refused(extract, model, source, change, named):
+    extract()
+    if "source" in change:
+        change = {"source": noised(model, source.clean, "a cat")}
+    with pytest.raises(ValueError, match=rf"holds the tokens of {named}"):
+        extract(**change)
+    assert extract()[1] == 0
+
+
+def test_a_folder_of_other_things_and_one_in_use_are_refused(extract, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "t0001.safetensors").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no tokens"):
+        extract()
+    (tmp_path / "x" / "t0001.safetensors").unlink()
+    kept, _ = extract()
+    origin = json.loads((kept.path / "tokens.json").read_text())
+    with (
+        claimed(kept.path, "tokens", origin),
+        pytest.raises(ValueError, match="is in use: another process"),
+    ):
+        extract()
+
+
+def test_tokens_on_a_full_disk_go_on_where_it_filled_up(extract, monkeypatch):
+    calls, fsync = [], os.fsync
+
+    def full(file):
+        calls.append(file)
+        if len(calls) == 3:  # the manifest, a timestep, and then
+            raise OSError(28, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        extract()
+    assert extract()[1] == 1
 
 
 def test_noised_latents_have_the_noise_of_their_timestep(model):

@@ -173,7 +173,7 @@ def test_a_killed_inversion_goes_on_where_it_was(
     done = set(Folder(folder)) - {CLEAN}
     assert 2 <= len(done) < STEPS
     if how == "while writing":
-        assert [p.name for p in folder.iterdir() if p.name.startswith(".t0333")]
+        assert [p.name for p in folder.iterdir() if p.match(".new-*-t0333.*")]
     with pytest.raises(ValueError, match=rf"is unfinished: {STEPS - len(done)} of 7 levels are"):
         tfkit.open_trajectory(folder)
     passes, handle = count_passes(model)
@@ -181,7 +181,7 @@ def test_a_killed_inversion_goes_on_where_it_was(
     handle.remove()
     assert len(passes) == STEPS - len(done)  # no step twice
     same(tfkit.open_trajectory(folder), uninterrupted)
-    assert not list(folder.glob(".*.part"))
+    assert not list(folder.glob(".new-*"))
 
 
 # --- nobody else's ------------------------------------------------------------------------------

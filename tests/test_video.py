@@ -171,9 +171,9 @@ def test_a_real_video(wolf):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"frames": 0}, r"frames=0; expected an integer of at least 1"),
-        ({"frames": 2.5}, r"frames=2.5; expected an integer"),
-        ({"start": -1}, r"start=-1; expected the first frame's number, 0 or more"),
+        ({"frames": 0}, r"frames=0: expected a whole number of at least 1"),
+        ({"frames": 2.5}, r"frames=2.5: expected a whole number"),
+        ({"start": -1}, r"start=-1: expected a whole number of at least 0"),
         ({"start": 6}, r"start=6 lies beyond the end: .* has 6 frames"),
         ({"size": 0}, r"size=0; expected a positive integer \(the shorter side\) or \(h, w\)"),
         ({"size": (8, 8, 8)}, r"size=\(8, 8, 8\); expected"),

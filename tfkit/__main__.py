@@ -64,7 +64,7 @@ def run_edit(args: argparse.Namespace) -> None:
     import tfkit  # here, so that --help and mistyped options answer at once
     from tfkit import advice
     from tfkit.methods import Method
-    from tfkit.propagation import Propagation
+    from tfkit.protocols import Propagation
     from tfkit.video import check_output
 
     output = args.output or Path(f"{Path(args.video).stem}-edited.mp4")

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tfkit import prompts
-from tfkit.checks import check_whole
 from tfkit.cost import Cost, available_memory, cost_of
 from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import reconstruct
@@ -19,9 +18,11 @@ from tfkit.menagerie.vocabulary import known_words, unknown_words
 from tfkit.methods import Method, PlugAndPlay
 from tfkit.metrics import psnr
 from tfkit.passes import Plan
-from tfkit.propagation import Propagation, TokenFlow
+from tfkit.propagation import TokenFlow
+from tfkit.protocols import Propagation
 from tfkit.reading import VideoFile
 from tfkit.session import EditSession
+from tfkit.settings import check_whole
 from tfkit.trajectory import CLEAN, Trajectory
 from tfkit.video import Clip, as_frames, size_of
 

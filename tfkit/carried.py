@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tfkit.correspondence import Field, nearest_neighbors
-from tfkit.propagation import Carrying
+from tfkit.protocols import Carrying
 from tfkit.steps import Steps
 
 

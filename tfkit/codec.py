@@ -4,12 +4,8 @@ Pixels are (h, w, 3) RGB or (h, w, 4) RGBA, uint8 or uint16, one frame at a time
 only a GIF holds all its frames while it is written, for they share one palette.
 """
 
-import os
 import re
-import shutil
-import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable
 from fractions import Fraction
 from functools import partial
 from io import BytesIO
@@ -95,28 +91,6 @@ def _decoded(frame: av.VideoFrame, aspect: Fraction | None) -> np.ndarray:
 
 
 # --- writing ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when all went well, and vanishes if not.
-
-    A folder takes the place of a folder, whole; a file never takes that of a folder.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    temporary, old = (path.with_name(f".{kind}-{mark}-{path.name}") for kind in ("new", "old"))
-    try:
-        yield temporary
-        if temporary.is_dir() and path.is_dir():  # os.replace refuses a folder with files in it
-            os.replace(path, old)
-        os.replace(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
 
 
 def write_movie(

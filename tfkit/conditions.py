@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from tfkit.checks import check_frames, check_whole
+from tfkit.checks import check_frames
 from tfkit.diffusion import LatentDiffusion, check_depth
+from tfkit.settings import check_whole
 from tfkit.video import Clip
 
 

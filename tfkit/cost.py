@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from tfkit import hooks
 from tfkit.diffusion import LatentDiffusion
 from tfkit.passes import Plan
+from tfkit.protocols import Carrying, Windowed
 
 
 class Live(TorchDispatchMode):
@@ -139,16 +140,16 @@ def cost_of(
     layers = hooks.self_attention(model.unet)
     with hooks.record(model.unet, list(layers)) as tokens:
         model.predict_noise(x, t, text)
-    rows = plan.propagation.draw(f, 1, 0)
+    way, rows = plan.propagation, plan.propagation.draw(f, 1, 0)
     count = f if rows is None else rows.shape[1]
-    seen = min(count, getattr(plan.propagation, "window", None) or count)
-    joint = plan.propagation.attention(2, True) is not None
+    seen = min(count, (way.window if isinstance(way, Windowed) else None) or count)
+    joint = way.attention(2, True) is not None
     edited = 1 + (plan.guidance != 1)
     size = torch.finfo(model.dtype).bits // 8
     # kept of a keyframe: keys, values, output of each edited branch; output, tokens of the source
     return Cost(
         frames=f, steps=steps, keyframes=count, seen=seen if joint else batch,
-        branches=edited + plan.reads_source, own=plan.reads_source, flows=rows is not None,
+        branches=edited + plan.reads_source, own=plan.reads_source, flows=isinstance(way, Carrying),
         unet=measured(lambda: model.predict_noise(x, t, text), some),
         encode=measured(lambda: model.encode(picture), some),
         decode=measured(lambda: model.decode(x), some),

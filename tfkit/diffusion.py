@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tfkit import autoencoder, hooks, noise_schedule, prompts
-from tfkit.checks import check_frames, check_latents, check_whole
+from tfkit.checks import check_frames, check_latents
 from tfkit.overflow import HALF, NonFiniteError, overflowed
+from tfkit.settings import check_whole
 from tfkit.video import Clip
 
 __all__ = ["LatentDiffusion", "NonFiniteError", "check_depth"]

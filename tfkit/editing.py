@@ -10,7 +10,8 @@ from torch import Tensor
 from tfkit.diffusion import LatentDiffusion
 from tfkit.keyframes import Indices
 from tfkit.methods import Method, PlugAndPlay
-from tfkit.propagation import Propagation, TokenFlow
+from tfkit.propagation import TokenFlow
+from tfkit.protocols import Propagation
 from tfkit.session import EditSession
 from tfkit.trajectory import Trajectory
 

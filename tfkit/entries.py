@@ -11,7 +11,7 @@ from tfkit.editing import edit
 from tfkit.inversion import invert
 from tfkit.menagerie.tasks import Change, Task
 from tfkit.methods import Method
-from tfkit.propagation import Propagation
+from tfkit.protocols import Propagation
 from tfkit.scores import METRICS
 from tfkit.video import Clip
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from tfkit.checks import check_choice, check_whole
 from tfkit.diffusion import LatentDiffusion
 from tfkit.entries import INVERSION, check_names, method_settings, metric_names, named, named_clips
 from tfkit.intervals import Interval, bootstrap
@@ -27,6 +26,7 @@ from tfkit.menagerie.tasks import Task
 from tfkit.records import open_folder
 from tfkit.scores import Score, ScoreTable, over_clips, settings_of
 from tfkit.scoring import FLOWS
+from tfkit.settings import check_choice, check_whole
 
 if TYPE_CHECKING:
     import pandas

@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from tfkit.atomic import left_over, replacing
+
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes tensors by name as safetensors, with a checksum of their values.
@@ -62,23 +64,12 @@ def write_whole(path: Path, data: bytes) -> None:
 
     Raises OSError, with the file's name, where the disk is full or read-only.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_bytes(data)
     except OSError as error:
         why = f"{error.strerror}; what was finished before is kept, and goes on when this is mended"
         raise OSError(error.errno, why, str(path)) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def is_part(file: Path) -> bool:
-    """Whether a file is what a killed run left half-written."""
-    return file.name.startswith(".") and file.name.endswith(".part")
 
 
 @contextmanager
@@ -106,11 +97,11 @@ def claimed(
                     f"{_short(theirs[name])} there, {_short(here)} asked for. "
                     "Give another folder, or delete this one."
                 )
-    elif path.is_dir() and any(not is_part(file) for file in path.iterdir()):
+    elif path.is_dir() and set(path.iterdir()) - set(left_over(path)):
         raise ValueError(f"{path} is not empty and holds no {kind}; give an empty or a new folder")
     path.mkdir(parents=True, exist_ok=True)
     with _held(path):
-        for file in filter(is_part, path.iterdir()):
+        for file in left_over(path):
             file.unlink()
         if not (path / manifest).exists():
             write_whole(path / manifest, json.dumps(origin, indent=1).encode())

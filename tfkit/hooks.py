@@ -175,9 +175,13 @@ def rewrite(
     modules = dict(unet.named_modules())
     missing = [name for name in changes if name not in modules]
     if missing:
+        place = missing[0]
+        while place not in modules:  # "" is the UNet itself
+            place = place.rpartition(".")[0]
+        there = ", ".join(name for name, _ in modules[place].named_children()) or "nothing"
         raise ValueError(
-            f"this UNet has no {missing[0]!r}, which the method rewrites; expected Stable "
-            "Diffusion's topology (four up blocks of three layers). Use tfkit.Plain() instead."
+            f"this UNet has no {missing[0]!r}, which the method rewrites; expected one of its "
+            f"modules ({place or 'the UNet'} has {there}). Use tfkit.Plain() instead."
         )
 
     def hook(change: Callable[[Tensor], Tensor]) -> Callable:

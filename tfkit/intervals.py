@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfkit.checks import check_whole
+from tfkit.settings import check_whole
 
 _BATCH = 1000
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tfkit.checks import check_frames, check_latents, check_whole
+from tfkit.checks import check_frames, check_latents
 from tfkit.conditions import latent_depth
 from tfkit.control import Controlled, ControlNet
 from tfkit.diffusion import LatentDiffusion, check_depth
@@ -25,6 +25,7 @@ from tfkit.methods import Moment
 from tfkit.progress import stepping
 from tfkit.reading import VideoFile
 from tfkit.sampling import at_step, ddim_step, sample
+from tfkit.settings import check_whole
 from tfkit.source_cache import SourceCache
 from tfkit.trajectory import CLEAN, Folder, Origin, Trajectory, claim, digest, write_conditions
 from tfkit.video import Clip, size_of

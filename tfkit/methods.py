@@ -17,8 +17,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tfkit import hooks
-from tfkit.checks import check_whole
 from tfkit.diffusion import LatentDiffusion
+from tfkit.sampling import with_noise
+from tfkit.settings import check_whole
 from tfkit.trajectory import Trajectory
 
 
@@ -135,8 +136,8 @@ class SDEdit(Plain):
     def begin(self, model: LatentDiffusion, source: Trajectory, t: int | None) -> Tensor:
         if self.noise == "inverted" or t is None:
             return inverted(source, t)
-        alpha = model.alpha(t).to(source.clean)
-        return alpha.sqrt() * source.clean + (1 - alpha).sqrt() * fresh(source, self.seed)
+        noise = fresh(source, self.seed)
+        return with_noise(source.clean, noise, model.alpha(t).to(source.clean))
 
 
 @dataclass(frozen=True)

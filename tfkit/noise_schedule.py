@@ -3,7 +3,7 @@
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from tfkit.checks import is_whole
+from tfkit.settings import is_whole
 
 
 def timesteps(schedule: DDIMScheduler, steps: int) -> tuple[int, ...]:

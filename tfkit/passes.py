@@ -6,7 +6,7 @@ Memory: one batch of activations; where the source goes alone, its features of a
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from tfkit import hooks
 from tfkit.attention import FlowAttention
 from tfkit.diffusion import LatentDiffusion
 from tfkit.methods import Method, Moment, injection
-from tfkit.propagation import Propagation
+from tfkit.protocols import Features, Propagation
 from tfkit.source_cache import KeptStep, StepWriter
 from tfkit.trajectory import Trajectory
 
@@ -82,23 +82,22 @@ class StepPasses:
             return self._guided(edited, frames, self.text)
         return self._guided(edited, frames, self.text, own=self._own(frames))
 
-    def read_source(self, frames: Tensor, attention: FlowAttention) -> None:
+    def read_source(self, frames: Tensor, attention: FlowAttention) -> Features:
         """The source's pass over frames (n,): the fields, and the features the method injects.
 
         Where an earlier edit has read them, they are taken from what it kept, and no pass is made.
         """
         layers = hooks.self_attention(self.model.unet)
         if self.known is not None:
-            self._features = self.known.of(frames)
+            found = self.known.of(frames)
         else:
             features = self._read(frames, list(layers))
             fields = {name: attention.fields[layer] for name, layer in layers.items()}
-            self._features = {"frames": frames.cpu()} | features | fields
+            found = {"frames": frames.cpu()} | features | fields
             if self.keeps is not None:
-                self.keeps.add(self._features)
-        attention.fields = {
-            layer: self._features[name].to(self.x.device) for name, layer in layers.items()
-        }
+                self.keeps.add(found)
+        attention.fields = {layer: found[name].to(self.x.device) for name, layer in layers.items()}
+        return found
 
     def _read(self, frames: Tensor, layers: list[str]) -> dict[str, Tensor]:
         """The source's features by name. The pass ends with the last of them and of ``layers``."""
@@ -110,10 +109,10 @@ class StepPasses:
             self._predict(self._own(frames), frames, self.text[:1])
         return {name: seen[name] for name in injected}
 
-    def edited(self, frames: Tensor) -> Float[Tensor, "n c h w"]:
-        """The guided noise of the frames whose source was read last, without its branch."""
+    def edited(self, frames: Tensor, features: Features) -> Float[Tensor, "n c h w"]:
+        """The guided noise of frames by what was read of their source, without its branch."""
         edited = self.x[frames.to(self.x.device)]
-        return self._guided(edited, frames, self.text[1:], features=self._features)
+        return self._guided(edited, frames, self.text[1:], features=features)
 
     @cached_property
     def _at(self) -> Tensor:
@@ -130,7 +129,7 @@ class StepPasses:
         frames: Tensor,
         text: Tensor,
         own: Tensor | None = None,
-        features: Mapping[str, Tensor] | None = None,
+        features: Features | None = None,
     ) -> Tensor:
         branches = len(text) - (own is not None)
         latents = torch.cat([*([] if own is None else [own]), *[edited] * branches])
@@ -145,7 +144,7 @@ class StepPasses:
         latents: Tensor,
         frames: Tensor,
         text: Tensor,
-        features: Mapping[str, Tensor] | None = None,
+        features: Features | None = None,
     ) -> Tensor:
         branches, method = len(text), self.plan.method
         now, t = self._moment(frames, branches), self.source.timesteps[self.step]
@@ -179,5 +178,5 @@ class SourcePasses(StepPasses):
         self._predict(self._own(frames), frames, self.text[:1])
         return torch.zeros_like(self._own(frames))
 
-    def edited(self, frames: Tensor) -> Tensor:
+    def edited(self, frames: Tensor, features: Features) -> Tensor:
         return torch.zeros_like(self._own(frames))

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from sklearn.decomposition import PCA, IncrementalPCA
 from torch import Tensor
 
-from tfkit.checks import check_whole
+from tfkit.settings import check_whole
 from tfkit.tracks import grid_of
 
 Tokens = Tensor | Mapping[Any, Tensor]  # (..., d), or one such for each layer (and timestep)

@@ -5,11 +5,11 @@ Memory: the texts' embeddings, and what the method makes of the video.
 
 import torch
 
-from tfkit.checks import check_whole
 from tfkit.diffusion import LatentDiffusion
 from tfkit.keyframes import Indices, check_keyframes
 from tfkit.passes import Plan
-from tfkit.steps import Steps, schedule_of
+from tfkit.settings import check_whole
+from tfkit.steps import Steps, source_key_of
 from tfkit.trajectory import Trajectory
 
 
@@ -40,9 +40,9 @@ def plan_steps(
     first = before.first if before is not None and taken else plan.method.first_step(steps)
     kept = before.rows[: first + taken] if before is not None else []
     drawn = [None] * steps if rows is None else list(rows)
-    schedule = schedule_of(model, plan, rows, prepared)
+    key = source_key_of(model, plan, rows, prepared)
     every = [*kept, *drawn[len(kept) :]]
-    return Steps(model, source, plan, prepared, text, first, every, schedule)
+    return Steps(model, source, plan, prepared, text, first, every, key)
 
 
 def _texts(plan: Plan, source: Trajectory) -> list[str]:

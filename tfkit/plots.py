@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tfkit import overlays
-from tfkit.codec import replacing
+from tfkit.atomic import replacing
 from tfkit.video import Clip, as_frames, resize, to_uint8
 
 INK, QUIET, PALE = "#222222", "#777777", "#EEEEEE"

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from statistics import median
 
-from tfkit.checks import check_choice
 from tfkit.choices import Answer, Question
 from tfkit.intervals import bootstrap
+from tfkit.settings import check_choice
 
 INTERVALS = ("exact", "wilson", "bootstrap")
 

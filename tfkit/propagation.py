@@ -1,86 +1,35 @@
 """What makes the frames of an edit consistent: TokenFlow, joint attention, or nothing.
 
-A propagation says which keyframes it wants, gives the processor that computes self-attention, and
-orders the passes of one denoising step. It knows nothing of the editing method.
+Each answers what :class:`tfkit.protocols.Propagation` asks. None knows of the editing method.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from tfkit.attention import FirstAttention, FlowAttention, JointAttention, KeyframeAttention
-from tfkit.checks import check_choice, check_whole
-from tfkit.keyframes import (
-    Block,
-    Neighbors,
-    draw_keyframes,
-    key_blocks,
-    paper_neighbors,
-    reference_neighbors,
+from tfkit.keyframes import Neighbors, draw_keyframes, paper_neighbors, reference_neighbors
+from tfkit.protocols import (
+    Carrying,
+    Pass,
+    Passes,
+    Propagation,
+    check_window,
+    in_blocks,
+    in_order,
+    split,
 )
+from tfkit.settings import check_choice, check_whole
 
-Pass = Callable[[Tensor], Tensor]  # frames (n,) -> their guided noise (n, c, h, w)
+__all__ = [
+    "Carrying", "ExtendedAttention", "FirstFrame", "Passes", "PerFrame", "Propagation", "TokenFlow",
+]  # fmt: skip
+
 WINDOW = 12  # keyframes: all of them up to 96 frames at an interval of 8
-
-
-@runtime_checkable
-class Passes(Protocol):
-    """The passes of one step that a propagation can order."""
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        """The guided noise (n, c, h, w) of frames (n,), the source among the branches."""
-        ...
-
-    def read_source(self, frames: Tensor, attention: Any) -> None:
-        """The source's pass alone, or what is known of it from an earlier edit."""
-        ...
-
-    def edited(self, frames: Tensor) -> Tensor:
-        """The guided noise of the same frames, by the other branches alone."""
-        ...
-
-
-@runtime_checkable
-class Propagation(Protocol):
-    """What the denoising loop asks of a propagation."""
-
-    reads_source: bool
-
-    def draw(self, frames: int, steps: int, seed: int) -> Int[Tensor, "steps k"] | None:
-        """The keyframes of each step, or None where there are none."""
-        ...
-
-    def check(self, keyframes: Tensor, frames: int) -> None:
-        """Raises ValueError unless keyframes that were given (steps, k) suit it."""
-        ...
-
-    def attention(self, branches: int, source: bool) -> Any:
-        """The self-attention processor for the whole edit, or None for the model's own."""
-        ...
-
-    def predict(
-        self, run: Passes, attention: Any, frames: int, keyframes: Tensor | None, batch: int
-    ) -> Float[Tensor, "f c h w"]:
-        """The noise of every frame in one step, by passes of at most about ``batch`` frames."""
-        ...
-
-
-@runtime_checkable
-class Carrying(Propagation, Protocol):
-    """A propagation that carries keyframes' tokens to other frames, as TokenFlow does."""
-
-    @property
-    def field_of(self) -> Literal["output", "input"]:
-        """The tokens that fields are computed from."""
-        ...
-
-    def neighbors(self, frames: Tensor, keyframes: Tensor, total: int) -> Neighbors:
-        """The keyframes that frames (n,) of a clip of ``total`` take their tokens from."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -125,7 +74,7 @@ class ExtendedAttention:
         if self.interval is not None:
             check_whole("interval", self.interval)
         check_choice("keyframes", self.keyframes, ("random", "fixed"))
-        _check_window(self.window)
+        check_window(self.window)
 
     def draw(self, frames: int, steps: int, seed: int) -> Int[Tensor, "steps k"] | None:
         if self.interval is None:
@@ -149,16 +98,20 @@ class ExtendedAttention:
     ) -> Tensor:
         if keyframes is None:
             return run(torch.arange(frames))
+        return in_order(frames, self._passes(run, attention, frames, keyframes, batch))
+
+    def _passes(
+        self, run: Pass, attention: KeyframeAttention, frames: int, keyframes: Tensor, batch: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         every = torch.arange(frames)
-        others, parts = every[~torch.isin(every, keyframes)], []
+        others = every[~torch.isin(every, keyframes)]
         # a frame goes when the keyframe after it has gone, or the last one
         needs = torch.searchsorted(keyframes, others).clamp(max=len(keyframes) - 1)
-        for block, ready in _in_blocks(len(keyframes), self.window, needs):
+        for block, ready in in_blocks(len(keyframes), self.window, needs):
             attention.recall, attention.context = False, block.context
-            parts.append((keyframes[block.own], run(keyframes[block.own])))
+            yield keyframes[block.own], run(keyframes[block.own])
             attention.recall = True
-            parts += [(chunk, run(chunk)) for chunk in _split(others[ready], batch)]
-        return _in_order(parts)
+            yield from ((chunk, run(chunk)) for chunk in split(others[ready], batch))
 
 
 @dataclass(frozen=True)
@@ -220,7 +173,7 @@ class TokenFlow:
         check_choice("field", self.field, (None, "output", "input"))
         check_choice("blend", self.blend, ("sigmoid", "linear"))
         check_choice("keyframes", self.keyframes, ("random", "fixed"))
-        _check_window(self.window)
+        check_window(self.window)
 
     def draw(self, frames: int, steps: int, seed: int) -> Int[Tensor, "steps k"]:
         fixed = self.keyframes == "fixed"
@@ -245,7 +198,7 @@ class TokenFlow:
             return paper_neighbors(frames, keyframes, self.blend)
         return reference_neighbors(frames, total, self.interval, self.blend)
 
-    def schedule(self, keyframes: Tensor) -> str | None:
+    def fields_key(self, keyframes: Tensor) -> str | None:
         """What the fields to keyframes (steps, k) depend on, besides the source."""
         middles = f" {self.interval}" if self.variant == "reference" else ""
         return f"{self.variant} {self.field_of}{middles} {keyframes.tolist()}"
@@ -262,51 +215,26 @@ class TokenFlow:
         batch: int,
     ) -> Tensor:
         assert keyframes is not None, "TokenFlow draws keyframes for every step"
+        return in_order(frames, self._passes(run, attention, frames, keyframes, batch))
+
+    def _passes(
+        self, run: Passes, attention: FlowAttention, frames: int, keyframes: Tensor, batch: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The passes of a step, block after block of keyframes: (frames, their noise)."""
         paper, every = self.variant == "paper", torch.arange(frames)
         carried = every[~torch.isin(every, keyframes)] if paper else every
         near = self.neighbors(carried, keyframes, frames)
         needs = torch.maximum(near.first, near.second)
-        attention.in_blocks, parts = len(keyframes) > (self.window or len(keyframes)), []
-        for block, ready in _in_blocks(len(keyframes), self.window, needs):
+        attention.in_blocks = len(keyframes) > (self.window or len(keyframes))
+        for block, ready in in_blocks(len(keyframes), self.window, needs):
             attention.mode, attention.context = "keyframes", block.context
             noise = run(keyframes[block.own])
             if paper:  # else keyframes are carried like all frames
-                parts.append((keyframes[block.own], noise))
-            for chunk in _split(carried[ready], batch):
+                yield keyframes[block.own], noise
+            for chunk in split(carried[ready], batch):
                 near = self.neighbors(chunk, keyframes, frames).among(block.held)
                 attention.neighbors = near.to(noise.device)
                 attention.mode = "source"
-                run.read_source(chunk, attention)
+                features = run.read_source(chunk, attention)
                 attention.mode = "edited"
-                parts.append((chunk, run.edited(chunk)))
-        return _in_order(parts)
-
-
-def _in_blocks(
-    count: int, window: int | None, needs: Int[Tensor, " f"]
-) -> Iterator[tuple[Block, slice]]:
-    """The blocks of ``count`` keyframes, and which of the other frames can go after each.
-
-    needs: the last keyframe that each frame depends on, in ascending order.
-    """
-    done = 0
-    for block in key_blocks(count, window):
-        ready = int((needs < block.until).sum())
-        yield block, slice(done, ready)
-        done = ready
-
-
-def _split(frames: Tensor, batch: int) -> tuple[Tensor, ...]:
-    """Chunks of at most ``batch`` frames, none where there are none."""
-    return frames.split(batch) if len(frames) else ()
-
-
-def _in_order(parts: list[tuple[Tensor, Tensor]]) -> Float[Tensor, "f c h w"]:
-    """The noise of all frames, from parts of (frames, noise)."""
-    frames, noise = (torch.cat(each) for each in zip(*parts, strict=True))
-    return noise[frames.argsort().to(noise.device)]
-
-
-def _check_window(window: int | None) -> None:
-    if window is not None:
-        check_whole("window", window, least=3)
+                yield chunk, run.edited(chunk, features)

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from tfkit import codec
 from tfkit.codec import DEFAULT_FPS
+from tfkit.settings import check_whole
 from tfkit.video import Clip, resize, target_size
 
 
@@ -114,10 +114,9 @@ def _checked(
 ) -> Path:
     """The path, where it and the settings can be meant."""
     path = Path(path).expanduser()
-    if frames is not None and (not isinstance(frames, Integral) or frames < 1):
-        raise ValueError(f"frames={frames!r}; expected an integer of at least 1, or None for all")
-    if not isinstance(start, Integral) or start < 0:
-        raise ValueError(f"start={start!r}; expected the first frame's number, 0 or more")
+    if frames is not None:
+        check_whole("frames", frames)
+    check_whole("start", start, least=0)
     if size is not None:
         target_size(size, 1, 1)
     if not path.exists():

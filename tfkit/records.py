@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tfkit.codec import replacing
+from tfkit.atomic import replacing
 from tfkit.trajectory import digest
 
 _STALE = 60  # seconds after which an unfinished file is nobody's any more

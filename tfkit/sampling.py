@@ -11,15 +11,20 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tfkit.checks import check_whole
 from tfkit.diffusion import LatentDiffusion
 from tfkit.overflow import NonFiniteError
+from tfkit.settings import check_whole
+
+
+def with_noise(clean: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
+    """Clean latents at the noise level of which ``alpha`` is the share of signal (DDPM, eq. 4)."""
+    return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
 
 
 def ddim_step(x: Tensor, noise: Tensor, a_from: Tensor, a_to: Tensor) -> Tensor:
     """Moves ``x`` between two noise levels, given the noise in it (DDIM, sigma = 0)."""
     clean = (x - (1 - a_from) ** 0.5 * noise) / a_from**0.5
-    return a_to**0.5 * clean + (1 - a_to) ** 0.5 * noise
+    return with_noise(clean, noise, a_to)
 
 
 @contextmanager

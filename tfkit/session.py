@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 
 from tfkit import carried
 from tfkit.checkpoints import step_files
-from tfkit.checks import check_whole
 from tfkit.correspondence import Field
 from tfkit.diffusion import LatentDiffusion
 from tfkit.history import History
@@ -31,6 +30,7 @@ from tfkit.planning import plan_steps
 from tfkit.progress import Begin, stepping
 from tfkit.propagation import Propagation, TokenFlow
 from tfkit.sampling import ddim_step
+from tfkit.settings import check_whole
 from tfkit.steps import Steps
 from tfkit.trajectory import Trajectory
 

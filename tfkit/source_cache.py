@@ -1,7 +1,8 @@
 """What edits read of their source, kept so that further edits need not compute it again.
 
-An entry belongs to one step of one schedule: correspondence fields as compact integers, and the
-features that the method injects. Everything else of the source branch is used once and forgotten.
+An entry belongs to a timestep and a key, which digests what it depends on besides the source:
+correspondence fields as compact integers, and the features that the method injects. Everything else
+of the source branch is used once and forgotten.
 Memory, or disk where the trajectory lies in a folder: ``budget`` bytes at the most, written and
 read in parts of some frames, so that a long video costs no more than a short one meanwhile.
 """
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tfkit.atomic import left_over
 from tfkit.files import load_tensors, save_tensors
 
 BUDGET = 2**30  # bytes: 16 frames of the menagerie in 50 steps take 45 MB
@@ -25,7 +27,7 @@ INDEX = None  # the part that says which frames the others have, under the names
 
 
 class SourceCache:
-    """Features of a source by schedule and timestep; schedules written least recently go first.
+    """Features of a source by key and timestep; keys written least recently go first.
 
     folder: where they lie as safetensors, None for memory. budget: bytes, 0 keeps nothing. What
     is kept is an optimisation alone: a step of which a file is lost or damaged counts as absent,
@@ -36,23 +38,23 @@ class SourceCache:
         self.folder, self.budget = None if folder is None else Path(folder), budget
         self._memory: dict[str, dict[tuple[int, int | None], Features]] = {}
 
-    def get(self, schedule: str, t: int) -> "KeptStep | None":
+    def get(self, key: str, t: int) -> "KeptStep | None":
         """What is kept of a step, every part of it, or None."""
         try:
-            index = dict(self.load(schedule, t, INDEX))
+            index = dict(self.load(key, t, INDEX))
             sizes = index.pop("sizes")
-            step = KeptStep(self, schedule, t, set(index), index["frames"], sizes)
+            step = KeptStep(self, key, t, set(index), index["frames"], sizes)
             for part in range(len(step.sizes)):
                 step.part(part)
         except (ValueError, KeyError):
             return None
         return step
 
-    def put(self, schedule: str, t: int, part: int | None, features: Features) -> bool:
-        """Keeps a part if the budget allows, forgetting other schedules for it; whether it did."""
+    def put(self, key: str, t: int, part: int | None, features: Features) -> bool:
+        """Keeps a part if the budget allows, forgetting other keys for it; whether it did."""
         size = sum(tensor.nbytes for tensor in features.values())
         sizes = dict(self.sizes())
-        own = sizes.pop(schedule, 0)
+        own = sizes.pop(key, 0)
         if own + size > self.budget:
             return False
         for other in list(sizes):
@@ -61,36 +63,36 @@ class SourceCache:
             del sizes[other]
             self._forget(other)
         if self.folder is None:
-            self._memory[schedule] = self._memory.pop(schedule, {}) | {(t, part): features}
+            self._memory[key] = self._memory.pop(key, {}) | {(t, part): features}
             return True
-        file = self._file(schedule, t, part)
+        file = self._file(key, t, part)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            for rest in file.parent.glob(f".{file.name}.*"):  # of a killed process
+            for rest in left_over(file.parent, file.name):
                 rest.unlink(missing_ok=True)
             save_tensors(file, features)
         except OSError:
             return False
         return True
 
-    def load(self, schedule: str, t: int, part: int | None) -> Features:
+    def load(self, key: str, t: int, part: int | None) -> Features:
         """A part of a step. Raises KeyError or ValueError where it is lost or damaged."""
         if self.folder is None:
-            return self._memory[schedule][t, part]
-        return load_tensors(self._file(schedule, t, part))
+            return self._memory[key][t, part]
+        return load_tensors(self._file(key, t, part))
 
-    def drop(self, schedule: str, t: int) -> None:
+    def drop(self, key: str, t: int) -> None:
         """Forgets a step."""
         if self.folder is None:
-            steps = self._memory.get(schedule, {})
-            self._memory[schedule] = {key: x for key, x in steps.items() if key[0] != t}
+            steps = self._memory.get(key, {})
+            self._memory[key] = {at: x for at, x in steps.items() if at[0] != t}
             return
-        self._file(schedule, t, INDEX).unlink(missing_ok=True)  # first: without it there is none
-        for file in (self.folder / schedule).glob(f"t{t:04d}-*.safetensors"):
+        self._file(key, t, INDEX).unlink(missing_ok=True)  # first: without it there is none
+        for file in (self.folder / key).glob(f"t{t:04d}-*.safetensors"):
             file.unlink(missing_ok=True)
 
     def sizes(self) -> Mapping[str, int]:
-        """Bytes kept of each schedule, the one written least recently first."""
+        """Bytes kept under each key, the one written least recently first."""
         if self.folder is None:
             return {
                 name: sum(x.nbytes for part in parts.values() for x in part.values())
@@ -101,18 +103,18 @@ class SourceCache:
 
     def clear(self) -> None:
         """Forgets everything."""
-        for schedule in self.sizes():
-            self._forget(schedule)
+        for key in self.sizes():
+            self._forget(key)
 
-    def _forget(self, schedule: str) -> None:
-        self._memory.pop(schedule, None)
+    def _forget(self, key: str) -> None:
+        self._memory.pop(key, None)
         if self.folder is not None:
-            shutil.rmtree(self.folder / schedule, ignore_errors=True)
+            shutil.rmtree(self.folder / key, ignore_errors=True)
 
-    def _file(self, schedule: str, t: int, part: int | None) -> Path:
+    def _file(self, key: str, t: int, part: int | None) -> Path:
         which = "" if part is INDEX else f"-{part:04d}"
         assert self.folder is not None, "in memory there are no files"
-        return self.folder / schedule / f"t{t:04d}{which}.safetensors"
+        return self.folder / key / f"t{t:04d}{which}.safetensors"
 
     def __repr__(self) -> str:
         kept, where = sum(self.sizes().values()), self.folder or "in memory"
@@ -128,7 +130,7 @@ class KeptStep:
     """
 
     cache: SourceCache
-    schedule: str
+    key: str
     t: int
     names: set[str]
     frames: Int[Tensor, " n"]
@@ -138,7 +140,7 @@ class KeptStep:
     def part(self, number: int) -> Features:
         """One part; the last one asked for is at hand."""
         if self._last[0] != number:
-            self._last = number, self.cache.load(self.schedule, self.t, number)
+            self._last = number, self.cache.load(self.key, self.t, number)
         return self._last[1]
 
     def of(self, frames: Int[Tensor, " m"]) -> Features:
@@ -158,11 +160,11 @@ class KeptStep:
 class StepWriter:
     """Keeps a step, frames in ascending order as they come, a part as soon as it is whole.
 
-    first: whether it is the first of its schedule. bytes: of all that came, kept or not.
+    first: whether it is the first under its key. bytes: of all that came, kept or not.
     """
 
     cache: SourceCache
-    schedule: str
+    key: str
     t: int
     first: bool
     bytes: int = 0
@@ -187,9 +189,9 @@ class StepWriter:
             index = {name: torch.empty(0) for name in self._names}
             index["frames"] = torch.cat(self._frames)
             index["sizes"] = torch.tensor([len(some) for some in self._frames])
-            self._room = self.cache.put(self.schedule, self.t, INDEX, index)
+            self._room = self.cache.put(self.key, self.t, INDEX, index)
         if not self._room:
-            self.cache.drop(self.schedule, self.t)
+            self.cache.drop(self.key, self.t)
         return self._room and bool(self._frames)
 
     def _write(self) -> None:
@@ -197,8 +199,8 @@ class StepWriter:
             name: torch.cat([some[name] for some in self._waiting]) for name in self._waiting[0]
         }
         if not self._frames:
-            self.cache.drop(self.schedule, self.t)
-        self._room = self.cache.put(self.schedule, self.t, len(self._frames), part)
+            self.cache.drop(self.key, self.t)
+        self._room = self.cache.put(self.key, self.t, len(self._frames), part)
         self._frames.append(part["frames"])
         self._names = list(part)
         self._waiting = []

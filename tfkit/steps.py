@@ -20,6 +20,7 @@ from tfkit.diffusion import LatentDiffusion
 from tfkit.memory import fitting
 from tfkit.methods import Moment
 from tfkit.passes import Plan, SourcePasses, StepPasses
+from tfkit.protocols import Carrying
 from tfkit.sampling import at_step
 from tfkit.source_cache import StepWriter
 from tfkit.tokens import Kind, extract_tokens
@@ -32,8 +33,8 @@ class Steps:
 
     prepared: what the method made of the video. text: embeddings (branches, l, d). first: which of
     the trajectory's steps is step 0 here. rows: keyframes at each of the trajectory's timesteps,
-    or None. schedule: a digest of what the source's features depend on (:func:`schedule_of`); None
-    where that is not known, and nothing is kept.
+    or None. source_key: a digest of what the source's features depend on (:func:`source_key_of`);
+    None where that is not known, and nothing is kept.
     """
 
     model: LatentDiffusion
@@ -43,7 +44,7 @@ class Steps:
     text: Tensor
     first: int
     rows: list[Tensor | None]
-    schedule: str | None
+    source_key: str | None
 
     @property
     def timesteps(self) -> tuple[int, ...]:
@@ -75,7 +76,7 @@ class Steps:
 
         Raises ValueError where nothing can be read of the source alone.
         """
-        if self.schedule is None:
+        if self.source_key is None:
             raise ValueError(
                 f"nothing to prepare for {self.plan.method!r} with {self.plan.propagation!r}: "
                 "expected tfkit.TokenFlow(), a method whose effect on the source is known, and a "
@@ -98,13 +99,13 @@ class Steps:
         passes = kind(
             self.model, self.source, self.plan, self.prepared, self.text, self.first + step, x
         )
-        if self.schedule is not None:
-            cache, where = self.source.cache, (self.schedule, self.timesteps[step])
+        if self.source_key is not None:
+            cache, where = self.source.cache, (self.source_key, self.timesteps[step])
             known = cache.get(*where)
             if known is not None and passes.needed() <= known.names:
                 passes.known = known
             elif cache.budget > 0:
-                passes.keeps = StepWriter(cache, *where, self.schedule not in cache.sizes())
+                passes.keeps = StepWriter(cache, *where, self.source_key not in cache.sizes())
         return passes
 
     def source_tokens(
@@ -142,7 +143,7 @@ class Steps:
     def _keep(self, step: int, writer: StepWriter) -> None:
         """Keeps what was read of the source in a step, for edits to come, while there is room."""
         cache, left = self.source.cache, len(self.timesteps) - step
-        one = cache.sizes()[writer.schedule] if writer.finish() else writer.bytes
+        one = cache.sizes()[writer.key] if writer.finish() else writer.bytes
         whole = left * one
         if writer.first and whole > cache.budget:
             warnings.warn(
@@ -153,15 +154,16 @@ class Steps:
             )
 
 
-def schedule_of(
+def source_key_of(
     model: LatentDiffusion, plan: Plan, rows: Tensor | None, prepared: Any
 ) -> str | None:
     """A digest of all that the source's features depend on besides the trajectory itself.
 
-    None where the propagation reads no source alone, or where something cannot be told: what an
+    None where the propagation carries no tokens, or where something cannot be told: what an
     unknown method does to the source, and how strong adapters are that are not merged.
     """
-    fields = getattr(plan.propagation, "schedule", lambda rows: None)(rows)
+    way = plan.propagation
+    fields = way.fields_key(rows) if isinstance(way, Carrying) and rows is not None else None
     marks = plan.method.marks_source(prepared)
     adapted = any("lora_" in name for name in model.unet.state_dict())
     if fields is None or marks is None or adapted:

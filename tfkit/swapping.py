@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from tfkit import hooks
 from tfkit.attention import attend, project
-from tfkit.checks import check_choice, check_frames, check_whole
+from tfkit.checks import check_frames
 from tfkit.correspondence import nearest_neighbors
 from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import check_fits
 from tfkit.sampling import sample
+from tfkit.settings import check_choice, check_whole
 from tfkit.trajectory import Trajectory
 from tfkit.video import Clip, size_of
 

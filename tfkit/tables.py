@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from tfkit import metrics
-from tfkit.checks import check_whole
+from tfkit.atomic import replacing
 from tfkit.clip import load_clip
-from tfkit.codec import replacing
 from tfkit.control import ControlNet
 from tfkit.diffusion import LatentDiffusion
 from tfkit.evaluation import COLUMNS, evaluate, need_pandas, summary
@@ -30,6 +29,7 @@ from tfkit.menagerie.tasks import Task, benchmark
 from tfkit.methods import Plain, PlugAndPlay, SDEdit
 from tfkit.propagation import ExtendedAttention, FirstFrame, PerFrame, TokenFlow
 from tfkit.scores import Score
+from tfkit.settings import check_whole
 from tfkit.trajectory import Trajectory
 from tfkit.video import Clip, size_of
 

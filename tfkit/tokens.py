@@ -7,25 +7,25 @@ One pass for each timestep; memory: the tokens asked for, (f, n, d) each, and on
 `folder` one timestep and the rest mapped from disk.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from tfkit import hooks
-from tfkit.checks import check_choice, check_latents, check_whole, is_whole
-from tfkit.codec import replacing
+from tfkit.checks import check_latents
 from tfkit.conditions import latent_depth
 from tfkit.diffusion import LatentDiffusion
-from tfkit.trajectory import Trajectory
+from tfkit.files import claimed
+from tfkit.sampling import with_noise
+from tfkit.settings import check_choice, check_whole, is_whole
+from tfkit.token_folder import TokenFolder
+from tfkit.trajectory import Trajectory, digest
 from tfkit.video import Clip, size_of
 
 Kind = Literal["output", "input", "query", "key", "value", "cross", "residual"]
@@ -57,10 +57,8 @@ class Noised:
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.ensemble, 1, *self.clean.shape[1:])
         noise = torch.randn(shape, generator=generator).to(self.clean)
-        alpha = self.alphas[t].to(self.clean)
-        return rearrange(
-            alpha.sqrt() * self.clean + (1 - alpha).sqrt() * noise, "e f c h w -> (e f) c h w"
-        )
+        draws = with_noise(self.clean, noise, self.alphas[t].to(self.clean))
+        return rearrange(draws, "e f c h w -> (e f) c h w")
 
     def depth_of(self, rows: Tensor) -> Float[Tensor, "b 1 h w"] | None:
         """The depth of some rows of :meth:`at`; None where it has no depth."""
@@ -93,29 +91,6 @@ def noised(
     return Noised(clean, prompt, model.scheduler.alphas_cumprod, ensemble, seed, depth)
 
 
-class TokenFolder(Mapping[tuple[int, str], Tensor]):
-    """Tokens by (timestep, layer) in a folder: a safetensors file a timestep, mapped when read."""
-
-    def __init__(self, path: Path, timesteps: Iterable[int], names: Iterable[str]):
-        self.path, self.timesteps, self.names = path, tuple(timesteps), tuple(names)
-
-    def file(self, t: int) -> Path:
-        return self.path / f"t{t:04d}.safetensors"
-
-    def __getitem__(self, key: tuple[int, str]) -> Tensor:
-        t, name = key
-        if t not in self.timesteps or name not in self.names:
-            raise KeyError(key)
-        with safe_open(self.file(t), "pt") as file:
-            return file.get_tensor(name)
-
-    def __iter__(self) -> Iterator[tuple[int, str]]:
-        return ((t, name) for t in self.timesteps for name in self.names)
-
-    def __len__(self) -> int:
-        return len(self.timesteps) * len(self.names)
-
-
 @torch.no_grad()
 def extract_features(
     model: LatentDiffusion,
@@ -131,27 +106,48 @@ def extract_features(
 
     layers: module names or wildcards ("up_blocks.2.*"), of self-attention or, for the kinds
     "cross" and "residual", of cross-attention and residual blocks. n = height * width there, row by
-    row. folder: write each timestep there as it comes, float16, and map it when read.
-    Raises ValueError for kinds, layers or timesteps that are not there, naming those that are.
+    row. folder: write each timestep there as it comes, float16, and map it when read; what it holds
+    already is not computed again.
+    Raises ValueError for kinds, layers or timesteps that are not there, naming those that are, and
+    for a folder that belongs to something else or is in use; OSError where it cannot be written.
     """
     check_choice("kind", kind, KINDS)
     check_whole("batch", batch)
     names = hooks.match(model.unet, layers, _modules(kind))
     timesteps = [t.item() if isinstance(t, Tensor) else t for t in timesteps]
-    text, kept = model.embed(source.prompt), None
-    if folder is not None:
-        kept = TokenFolder(Path(folder).expanduser(), timesteps, names)
-        kept.path.mkdir(parents=True, exist_ok=True)
-    tokens: dict[tuple[int, str], Tensor] = {}
-    for t in timesteps:
-        found = _pass(model, source, t, text, names, kind, batch)
-        if kept is None:
+    text, tokens = model.embed(source.prompt), dict[tuple[int, str], Tensor]()
+    if folder is None:
+        for t in timesteps:
+            found = _pass(model, source, t, text, names, kind, batch)
             tokens |= {(t, name): value for name, value in found.items()}
-            continue
-        halves = {name: value.half().contiguous().cpu() for name, value in found.items()}
-        with replacing(kept.file(t)) as temporary:
-            temporary.write_bytes(save(halves, {"kind": kind, "layers": json.dumps(names)}))
-    return tokens if kept is None else kept
+        return tokens
+    with claimed(folder, "tokens", _origin(model, source, names, kind), _NAMES) as place:
+        kept = TokenFolder(place, timesteps, names)
+        for t in timesteps:
+            if not kept.holds(t):
+                kept.put(t, _pass(model, source, t, text, names, kind, batch))
+        return kept
+
+
+_NAMES = {"layers": "set of layers"}
+
+
+def _origin(
+    model: LatentDiffusion, source: Trajectory | Noised, names: list[str], kind: Kind
+) -> dict[str, Any]:
+    """What tokens in a folder are computed from; two with the same origin are the same."""
+    if isinstance(source, Noised):
+        latents, depth = source.clean, source.depth
+        noise = f"{source.ensemble} draws of seed {source.seed}"
+    else:  # the noisiest latents depend on all that is below them
+        latents, depth = source.noise, source.conditions.get("depth")
+        noise = f"inverted in {len(source.timesteps)} steps"
+    parts = [latents] if depth is None else [latents, depth]
+    return {
+        "video": " ".join(digest(part) for part in parts), "noise": noise,
+        "prompt": source.prompt, "model": model.fingerprint(), "dtype": str(model.dtype),
+        "kind": kind, "layers": names,
+    }  # fmt: skip
 
 
 def _modules(kind: Kind) -> str:

@@ -14,7 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tfkit.attention import NONE, FlowAttention
-from tfkit.propagation import Passes, TokenFlow
+from tfkit.propagation import TokenFlow
+from tfkit.protocols import Features, Passes
 from tfkit.tracks import Size, follow_flow, grid_of, token_centers
 from tfkit.video import Clip, size_of
 
@@ -104,7 +105,7 @@ class TrueFlow(TokenFlow):
                     f"{name}={getattr(self, name)!r}: expected {only!r}, along the true motion"
                 )
 
-    def schedule(self, keyframes: Tensor) -> None:
+    def fields_key(self, keyframes: Tensor) -> None:
         """Its fields are not the source's, so nothing of them is kept for other edits."""
 
     def attention(self, branches: int, source: bool) -> TrueAttention:
@@ -127,9 +128,9 @@ class _Told:
     def __call__(self, frames: Tensor) -> Tensor:
         return self.run(frames)
 
-    def read_source(self, frames: Tensor, attention: Any) -> None:
+    def read_source(self, frames: Tensor, attention: Any) -> Features:
         self.attention.frames = frames
-        self.run.read_source(frames, attention)
+        return self.run.read_source(frames, attention)
 
-    def edited(self, frames: Tensor) -> Tensor:
-        return self.run.edited(frames)
+    def edited(self, frames: Tensor, features: Features) -> Tensor:
+        return self.run.edited(frames, features)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -24,7 +24,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tfkit import codec
+from tfkit.atomic import replacing
 from tfkit.codec import DEFAULT_FPS
+from tfkit.settings import is_whole
 
 if TYPE_CHECKING:
     import IPython.display
@@ -174,7 +176,7 @@ def resize(frames: Clip | Tensor, size: int | tuple[int, int]) -> Float[Tensor, 
 def target_size(size: int | tuple[int, int], h: int, w: int) -> tuple[int, int]:
     """The (h, w) that `size` asks of frames of h x w."""
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size,)
-    if len(sides) > 2 or any(not isinstance(n, Integral) or n < 1 for n in sides) or not sides:
+    if len(sides) > 2 or any(not is_whole(n) or n < 1 for n in sides) or not sides:
         raise ValueError(f"size={size!r}; expected a positive integer (the shorter side) or (h, w)")
     if len(sides) == 2:
         return sides[0], sides[1]
@@ -205,7 +207,7 @@ def write_video(
     path = check_output(path)
     suffix = path.suffix.lower()
     fps, pixels = _to_write(frames, fps, crf)
-    with codec.replacing(path) as temporary:
+    with replacing(path) as temporary:
         if suffix in MOVIES:
             codec.write_movie(temporary, pixels, fps, crf)
         elif suffix == ".gif":
@@ -236,7 +238,7 @@ def _to_write(
     frames: Clip | Tensor | Iterable[Tensor], fps: float | int | None, crf: int
 ) -> tuple[float, Iterator[np.ndarray]]:
     """The rate and the frames as bytes; what is in memory is checked before a file is touched."""
-    if not isinstance(crf, Integral) or not 0 <= crf <= 51:
+    if not is_whole(crf) or not 0 <= crf <= 51:
         raise ValueError(f"crf={crf!r}; expected an integer from 0 (lossless) to 51 (smallest)")
     if fps is None:
         fps = frames.fps if isinstance(frames, Clip) else DEFAULT_FPS

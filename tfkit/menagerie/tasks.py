@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from tfkit.menagerie.casting import complete
 from tfkit.menagerie.vocabulary import ATTRIBUTES, Description, attribute, change, compose
 from tfkit.menagerie.world import film
+from tfkit.settings import check_whole
 from tfkit.video import Clip
 
 SEEDS = (
@@ -75,8 +76,7 @@ def benchmark(frames: int = 24) -> tuple[Task, ...]:
     ('a striped orange fox on snow', ('a striped orange horse on snow', ...))
     >>> clip, perfect = task.film(), task.target(task.changes[0])
     """
-    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 2:
-        raise ValueError(f"frames={frames!r}: expected a whole number of at least 2")
+    check_whole("frames", frames, least=2)
     scenes = [complete(Description(), seed) for seed in SEEDS]
     return tuple(
         Task(compose(scene), seed, tuple(_changes(scene, i // 8)), frames)

@@ -12,7 +12,6 @@ Memory: 1.4 MB a frame while filming, 0.6 MB a frame kept; only a few frames are
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral
 
 import torch
 from einops import rearrange
@@ -23,6 +22,7 @@ from tfkit.menagerie import anatomy, scenery
 from tfkit.menagerie.casting import SIZE, Scene, stage
 from tfkit.menagerie.puppet import INK, Piece, paint, pieces, skins
 from tfkit.menagerie.vocabulary import parse
+from tfkit.settings import check_whole
 from tfkit.video import Clip
 
 FPS = 10.0
@@ -127,6 +127,5 @@ def film(caption: str = "an animal", *, frames: int = 24, seed: int = 0) -> Clip
     parts (numbers into ``anatomy.PARTS``), mask and depth.
     Raises ValueError for words outside the vocabulary and for ``frames`` below 1.
     """
-    if isinstance(frames, bool) or not isinstance(frames, Integral) or frames < 1:
-        raise ValueError(f"frames={frames!r}: expected a whole number of at least 1")
+    check_whole("frames", frames)
     return Clip(fps=FPS, caption=caption, **render(stage(parse(caption), frames, seed)))

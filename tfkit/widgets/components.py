@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tfkit import overlays
-from tfkit.checks import check_whole
 from tfkit.diffusion import LatentDiffusion
 from tfkit.plots import Sheet
+from tfkit.settings import check_whole
 from tfkit.tokens import Kind, Noised, extract_features
 from tfkit.tracks import grid_of, read_at
 from tfkit.trajectory import Trajectory

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tfkit.codec import replacing
+from tfkit.atomic import replacing
 
 PAGE = """<!doctype html>
 <html lang="en">

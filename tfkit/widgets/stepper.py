@@ -16,9 +16,9 @@ import traitlets
 from jaxtyping import Float
 from torch import Tensor
 
-from tfkit.checks import check_whole
 from tfkit.plots import Sheet
 from tfkit.session import EditSession
+from tfkit.settings import check_whole
 from tfkit.tokens import layer_table
 from tfkit.video import size_of
 from tfkit.widgets import page, traits

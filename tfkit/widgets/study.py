@@ -19,11 +19,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tfkit import choices
-from tfkit.checks import check_whole
 from tfkit.choices import SIDES, Answer, Question, Trial
 from tfkit.codec import DEFAULT_FPS
 from tfkit.plots import Sheet
 from tfkit.preferences import Preferences, summarize
+from tfkit.settings import check_whole
 from tfkit.video import Clip, to_uint8
 from tfkit.widgets import films, page
 from tfkit.widgets.twin import Twin

@@ -26,8 +26,8 @@ from tfkit.menagerie.recipe.clip import choices
 from tfkit.menagerie.recipe.data import dead_leaves, scenes
 from tfkit.menagerie.vocabulary import attribute
 from tfkit.methods import Method
-from tfkit.propagation import Propagation
-from tfkit.sampling import generate
+from tfkit.protocols import Propagation
+from tfkit.sampling import generate, with_noise
 from tfkit.tokens import Kind
 from tfkit.video import Clip
 
@@ -217,7 +217,7 @@ def self_attention(bench: Bench) -> dict[str, float]:
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
     for t in range(50, 1000, 100):
         alpha = model.alpha(t).to(x)
-        noisy = alpha**0.5 * x + (1 - alpha) ** 0.5 * noise
+        noisy = with_noise(x, noise, alpha)
         whole = (model.predict_noise(noisy, t, text) - noise).square().mean()
         with hooks.processor(model.unet, silent):
             without = (model.predict_noise(noisy, t, text) - noise).square().mean()

@@ -21,6 +21,7 @@ from tfkit.menagerie.folder import write_index
 from tfkit.menagerie.recipe.clip import tokenize
 from tfkit.menagerie.recipe.data import captions, dataset
 from tfkit.menagerie.recipe.loop import Run, save_grid
+from tfkit.sampling import with_noise
 
 
 def unet_config() -> dict:
@@ -78,9 +79,7 @@ class Studio:
         t = torch.randint(1000, (len(x),), device=device)
         alpha = self.alphas[t][:, None, None, None]
         noise = torch.randn_like(x)
-        noisy = (alpha.sqrt() * x + (1 - alpha).sqrt() * noise).contiguous(
-            memory_format=torch.channels_last
-        )
+        noisy = with_noise(x, noise, alpha).contiguous(memory_format=torch.channels_last)
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * x
         error = ((predict(noisy, t, text) - velocity) ** 2).mean((1, 2, 3))
         weight = (6 * (1 - alpha.flatten())).clamp(max=1)  # SNR + 1 = 1 / (1 - alpha)

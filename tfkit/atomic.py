@@ -1,0 +1,39 @@
+"""Files and folders that appear whole or not at all: the one way tfkit writes."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place when all went well, and vanishes if not.
+
+    A folder takes the place of a folder, whole; a file never takes that of a folder, and is on the
+    disk before it has its name. Missing parent folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    temporary, old = (path.with_name(f".{kind}-{mark}-{path.name}") for kind in ("new", "old"))
+    try:
+        yield temporary
+        if temporary.is_file():
+            with open(temporary, "r+b") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():  # os.replace refuses a folder with files in it
+            os.replace(path, old)
+        os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def left_over(folder: Path, name: str = "*") -> list[Path]:
+    """What killed runs left half-written of files of a name or pattern."""
+    return list(folder.glob(f".new-*-{name}"))

@@ -1,0 +1,22 @@
+"""What is asked of the numbers and names that are settings, anywhere."""
+
+from collections.abc import Collection
+from numbers import Integral
+from typing import TypeGuard
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value counts something: an integer of Python's or numpy's, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_whole(name: str, value: object, least: int = 1) -> None:
+    """Raises ValueError unless ``value`` is a whole number of at least ``least``."""
+    if not is_whole(value) or value < least:
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+
+
+def check_choice(name: str, value: object, known: Collection[object]) -> None:
+    """Raises ValueError unless ``value`` is among the ``known`` ones."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
