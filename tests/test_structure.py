@@ -15,7 +15,7 @@ ORDER = [
     "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world",
     "menagerie.tasks", "menagerie",
     "checks", "memory", "progress", "hooks", "prompts", "diffusion", "sampling", "loading",
-    "files", "source_cache", "trajectory", "methods", "conditions",
+    "files", "source_cache", "lineage", "trajectory", "methods", "conditions",
     "control", "adapters", "inversion", "token_folder", "tokens", "correspondence",
     "tracks", "pca", "keyframes", "attention", "swapping", "protocols", "propagation",
     "truth",
