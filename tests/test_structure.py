@@ -16,7 +16,7 @@ ORDER = [
     "menagerie.tasks", "menagerie",
     "checks", "memory", "overflow", "progress", "hooks", "prompts", "autoencoder",
     "noise_schedule", "diffusion", "sampling", "libraries", "finding", "loading",
-    "files", "source_cache", "trajectory", "methods", "conditions",
+    "files", "source_cache", "lineage", "trajectory", "methods", "conditions",
     "control", "adapters", "inversion", "token_folder", "tokens", "correspondence",
     "tracks", "pca", "keyframes", "attention", "swapping", "protocols", "propagation",
     "truth",

@@ -74,13 +74,17 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextmanager
 def claimed(
-    path: str | Path, kind: str, origin: Mapping[str, Any], names: Mapping[str, str] | None = None
+    path: str | Path,
+    kind: str,
+    origin: Mapping[str, Any],
+    names: Mapping[str, str] | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> Iterator[Path]:
     """A folder as the place of one thing, made where it is new, for as long as the block lasts.
 
     kind: what it is ("trajectory"): the manifest is ``kind.json``, and holds ``origin``, which says
-    what the thing is computed from. names: how errors call what differs. What a killed process left
-    half-written is removed.
+    what the thing is computed from. names: how errors call what differs. beside: what a new
+    manifest says besides, and is not compared. What a killed process left half-written is removed.
     Raises ValueError where the folder belongs to something else, is a file, holds other things or
     is in use by another process.
     """
@@ -104,15 +108,21 @@ def claimed(
         for file in left_over(path):
             file.unlink()
         if not (path / manifest).exists():
-            write_whole(path / manifest, json.dumps(origin, indent=1).encode())
+            says = {**origin, **(beside or {})}
+            write_whole(path / manifest, json.dumps(says, indent=1).encode())
         yield path
 
 
-def read_manifest(path: Path, kind: str, keys: Iterable[str]) -> dict[str, Any]:
-    """What a folder says it is computed from. ValueError where that is damaged."""
+def read_manifest(
+    path: Path, kind: str, keys: Iterable[str], beside: Iterable[str] = ()
+) -> dict[str, Any]:
+    """What a folder says it is computed from. ValueError where that is damaged.
+
+    beside: what it may say besides; None where it does not.
+    """
     try:
         values = json.loads((path / f"{kind}.json").read_text())
-        return {name: values[name] for name in keys}
+        return {name: values[name] for name in keys} | {name: values.get(name) for name in beside}
     except (ValueError, TypeError, KeyError):
         raise ValueError(
             f"{path / kind}.json is damaged, so what {path} belongs to is lost; delete the folder "

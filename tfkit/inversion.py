@@ -20,6 +20,7 @@ from tfkit.checks import check_frames, check_latents
 from tfkit.conditions import latent_depth
 from tfkit.control import Controlled, ControlNet
 from tfkit.diffusion import LatentDiffusion, check_depth
+from tfkit.lineage import lineage_of
 from tfkit.memory import fitting
 from tfkit.methods import Moment
 from tfkit.progress import stepping
@@ -63,6 +64,7 @@ def invert(
     check_whole("batch", batch)
     timesteps, text = model.timesteps(steps), model.embed(prompt)
     conditions, controlled = _conditions(model, given, depth, control)
+    lineage = lineage_of(model)
     with ExitStack() as held:
         levels: dict[int, Tensor] | Folder = {}
         if folder is not None:
@@ -73,11 +75,11 @@ def invert(
                 digest(_chunks(given, batch)), tuple(given.shape), model.fingerprint(),
                 str(model.dtype), prompt, timesteps, int(fixed_point), ", ".join(under),
             )  # fmt: skip
-            levels = held.enter_context(claim(folder, origin, model.device))
+            levels = held.enter_context(claim(folder, origin, lineage, model.device))
             if conditions:
                 write_conditions(folder, conditions)
         cache = levels.cache if isinstance(levels, Folder) else SourceCache()
-        source = Trajectory(timesteps, prompt, size, levels, conditions, cache)
+        source = Trajectory(timesteps, prompt, size, levels, conditions, cache, lineage)
         if CLEAN not in levels:
             levels[CLEAN] = (
                 torch.cat([model.encode(x, batch=batch) for x in _chunks(given, batch, progress)])
@@ -216,7 +218,7 @@ def reconstruct(
     """Samples a trajectory's noise back with its own prompt: how much of the video survives.
 
     control: what it was inverted under. Returns frames in [0, 1] at the video's own size. Raises
-    ValueError for a trajectory of another model's schedule and for one that was inverted under a
+    ValueError for a trajectory of another model and for one that was inverted under a
     ControlNet where none is given, NonFiniteError where the model overflows.
     """
     check_fits(model, source)
@@ -239,7 +241,11 @@ def reconstruct(
 
 
 def check_fits(model: LatentDiffusion, source: Trajectory) -> None:
-    """Raises ValueError unless ``source`` is a trajectory on the model's own schedule."""
+    """Raises ValueError unless ``source`` is a trajectory of the model's own schedule and kin.
+
+    Fine-tunes, adapters and other precisions are kin: see :mod:`tfkit.lineage`. A trajectory that
+    does not know its model is taken for one of this one.
+    """
     if not isinstance(source, Trajectory):
         raise ValueError(
             f"source is a {type(source).__name__}; expected a Trajectory, as tfkit.invert returns"
@@ -250,4 +256,10 @@ def check_fits(model: LatentDiffusion, source: Trajectory) -> None:
         raise ValueError(
             f"the trajectory's timesteps start with {source.timesteps[:3]}, this model's with "
             f"{expected[:3]}: it was inverted with another model; invert with this one"
+        )
+    why = None if source.model is None else lineage_of(model).difference(source.model)
+    if why is not None:
+        raise ValueError(
+            f"source was inverted with another model than {model.name!r}: {why}. Invert with this "
+            "one; or, if that is meant, take dataclasses.replace(source, model=None)"
         )

@@ -19,10 +19,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tfkit.files import as_bytes, claimed, load_tensors, read_manifest, save_tensors
+from tfkit.lineage import Lineage, lineage_from
 from tfkit.source_cache import SourceCache
 
 CLEAN = -1  # the key of the latents before any noise
 _KIND = "trajectory"
+_LINEAGE = "lineage"
 _CONDITIONS = "conditions.safetensors"
 _CACHE = "cache"
 _LEVEL = re.compile(r"clean|t(\d{4})")
@@ -54,7 +56,8 @@ class Trajectory:
     timesteps: descending. prompt: what it was inverted with. size: (height, width) of the frames
     it came from, or None for latents. `.at(t)` and `.clean` are (f, 4, h, w). conditions: what it
     was inverted under, "depth" (f, 1, h, w) in [-1, 1] and "control" (f, 3, H, W) in [0, 1]. cache:
-    what edits have read of it, for those to come.
+    what edits have read of it, for those to come. model: the lineage of the model it was inverted
+    with, so that no other is taken for it; None where that is not known.
     """
 
     timesteps: tuple[int, ...]
@@ -63,6 +66,7 @@ class Trajectory:
     latents: Mapping[int, Tensor]
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
     cache: SourceCache = field(default_factory=SourceCache)
+    model: Lineage | None = None
 
     def at(self, t: int | Tensor) -> Float[Tensor, "f c h w"]:
         """Latents at timestep ``t``. Raises ValueError for a timestep it does not pass."""
@@ -99,7 +103,7 @@ class Trajectory:
         """Some of its frames (n,), at timestep ``t`` alone."""
         level = {t: self.at(t)[frames.to(self.at(t).device)]}
         kept = {k: v[frames.to(v.device)] for k, v in self.conditions.items()}
-        return Trajectory((t,), self.prompt, self.size, level, kept)
+        return Trajectory((t,), self.prompt, self.size, level, kept, model=self.model)
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -159,9 +163,11 @@ class Folder(Mapping):
 
 
 @contextmanager
-def claim(path: str | Path, origin: Origin, device: torch.device | str) -> Iterator[Folder]:
+def claim(
+    path: str | Path, origin: Origin, lineage: Lineage, device: torch.device | str
+) -> Iterator[Folder]:
     """The folder as ``origin``'s own for the time of a block: see :func:`tfkit.files.claimed`."""
-    with claimed(path, _KIND, asdict(origin), _NAMES) as place:
+    with claimed(path, _KIND, asdict(origin), _NAMES, {_LINEAGE: asdict(lineage)}) as place:
         yield Folder(place, device)
 
 
@@ -173,7 +179,7 @@ def open_trajectory(path: str | Path, *, device: torch.device | str = "cpu") -> 
     path = Path(path).expanduser()
     if not (path / f"{_KIND}.json").exists():
         raise FileNotFoundError(f"{path} holds no trajectory ({_KIND}.json is missing)")
-    origin, levels = _manifest(path), Folder(path, device)
+    (origin, model), levels = _manifest(path), Folder(path, device)
     missing = {CLEAN, *origin.timesteps} - set(levels)
     if missing:
         raise ValueError(
@@ -181,7 +187,9 @@ def open_trajectory(path: str | Path, *, device: torch.device | str = "cpu") -> 
             "missing; call tfkit.invert with the same video, prompt and folder to go on"
         )
     kept = read_conditions(path, device) if origin.conditions else {}
-    return Trajectory(origin.timesteps, origin.prompt, origin.size, levels, kept, levels.cache)
+    return Trajectory(
+        origin.timesteps, origin.prompt, origin.size, levels, kept, levels.cache, model
+    )
 
 
 def write_conditions(path: str | Path, conditions: Mapping[str, Tensor]) -> None:
@@ -207,6 +215,8 @@ _NAMES = {
 }
 
 
-def _manifest(path: Path) -> Origin:
-    values = read_manifest(path, _KIND, [one.name for one in fields(Origin)])
-    return Origin(**values | {name: tuple(values[name]) for name in ("shape", "timesteps")})
+def _manifest(path: Path) -> tuple[Origin, Lineage | None]:
+    values = read_manifest(path, _KIND, [one.name for one in fields(Origin)], [_LINEAGE])
+    model = lineage_from(values.pop(_LINEAGE))  # older folders have none
+    origin = Origin(**values | {name: tuple(values[name]) for name in ("shape", "timesteps")})
+    return origin, model
