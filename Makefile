@@ -40,12 +40,12 @@ figures: setup ## Run the notebooks and the demo, and renew what comes out other
 test: lint ## Lint, then run all tests and notebooks but the slow tests
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: setup ## Run the slow tests (minutes, many GiB)
+test-slow: setup ## Run the slow tests: half an hour, 12 GiB; each notebook in a browser, if one is there
 	$(VENV_PYTHON) -m pytest -m slow $(ARGS)
 
 test-browser: setup ## Run the tests in a real browser; gets playwright and, as root, chromium
 	@$(VENV_PYTHON) setup_env.py --browser
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m browser -s tests/browser $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m "browser and not slow" -s tests/browser $(ARGS)
 
 test-oldest: ## Run the tests with the oldest packages that pyproject.toml admits
 	$(call test_in,oldest)

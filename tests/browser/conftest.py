@@ -105,9 +105,25 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture
-def notebook(opened, lab):
-    """Opens a notebook of these cells in JupyterLab, its kernel connected: notebook(cells)."""
+def in_lab(opened, lab):
+    """Opens a notebook of the lab's folder, its kernel connected: in_lab(path)."""
     address, folder = lab
+
+    def open_path(path):
+        page = opened(f"{address}/tree/{path.relative_to(folder).as_posix()}?token=abc&reset")
+        page.wait_for_function(
+            "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+            "?.connectionStatus === 'connected'"
+        )
+        return page
+
+    return open_path
+
+
+@pytest.fixture
+def notebook(in_lab, lab):
+    """Opens a notebook of these cells in JupyterLab, its kernel connected: notebook(cells)."""
+    _, folder = lab
 
     def open_notebook(cells):
         empty = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": []}
@@ -116,11 +132,6 @@ def notebook(opened, lab):
         made["cells"] = [empty | {"source": cell} for cell in cells]
         path = folder / f"test{len(list(folder.iterdir()))}.ipynb"
         path.write_text(json.dumps(made))
-        page = opened(f"{address}/tree/{path.name}?token=abc&reset")
-        page.wait_for_function(
-            "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
-            "?.connectionStatus === 'connected'"
-        )
-        return page
+        return in_lab(path)
 
     return open_notebook
