@@ -21,10 +21,14 @@ def with_noise(clean: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
     return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
 
 
+def without_noise(x: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
+    """The clean latents that latents ``x`` head for, given the noise in them."""
+    return (x - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+
+
 def ddim_step(x: Tensor, noise: Tensor, a_from: Tensor, a_to: Tensor) -> Tensor:
     """Moves ``x`` between two noise levels, given the noise in it (DDIM, sigma = 0)."""
-    clean = (x - (1 - a_from) ** 0.5 * noise) / a_from**0.5
-    return with_noise(clean, noise, a_to)
+    return with_noise(without_noise(x, noise, a_from), noise, a_to)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from tfkit.passes import Plan, StepPasses
 from tfkit.planning import plan_steps
 from tfkit.progress import Begin, stepping
 from tfkit.propagation import Propagation, TokenFlow
-from tfkit.sampling import ddim_step
+from tfkit.sampling import ddim_step, without_noise
 from tfkit.settings import check_whole
 from tfkit.steps import Steps
 from tfkit.trajectory import Trajectory
@@ -125,7 +125,7 @@ class EditSession:
     def predicted(self) -> Float[Tensor, "f 3 H W"]:
         """The clean frames that the last step taken headed for. ValueError before the first."""
         noise, alpha = self.noise, self.model.alpha(self.timesteps[self.last])
-        clean = (self._past.before - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+        clean = without_noise(self._past.before, noise, alpha)
         return self.model.decode(clean, size=self.source.size, batch=self.batch)
 
     def fields(self, layer: str) -> Field:
