@@ -132,7 +132,7 @@ def test_the_passes_of_a_step_are_counted_right(model, way, method, guidance):
     shape = (frames, 3, 8 * model.factor, 8 * model.factor)
     told = cost.cost_of(model, shape, plan, 2, 8)
     seen = []
-    with hooks.rewrite(model.unet, {"conv_out": lambda out: seen.append(len(out)) or out}):
+    with hooks.rewrite(model.unet, {"conv_in": lambda out: seen.append(len(out)) or out}):
         tfkit.EditSession(
             model, source, "a dog", guidance=guidance, method=method, propagation=way
         ).step()

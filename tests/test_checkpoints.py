@@ -138,7 +138,7 @@ def test_a_step_taken_is_never_taken_again(model, source, expected, tmp_path):
         if len(taken) == 8:  # three passes a step: in the third
             raise KeyboardInterrupt
 
-    handle = model.unet.register_forward_hook(stop)
+    handle = model.unet.register_forward_pre_hook(stop)
     source.cache.clear()
     with pytest.raises(KeyboardInterrupt):
         edited(model, source, tmp_path)

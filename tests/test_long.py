@@ -47,7 +47,7 @@ def test_a_file_gives_the_frames_of_the_clip(movie, wanted, batch):
     ("settings", "error", "message"),
     [
         ({"start": 11}, ValueError, "start=11 lies beyond the end: .* has 11 frames"),
-        ({"frames": 0}, ValueError, "frames=0; expected an integer of at least 1"),
+        ({"frames": 0}, ValueError, "frames=0: expected a whole number of at least 1"),
         ({"size": 0}, ValueError, "size=0; expected a positive integer"),
         ({"path": "nowhere.mp4"}, FileNotFoundError, "'nowhere.mp4' does not exist"),
     ],
