@@ -76,7 +76,7 @@ def contact_sheet(
     heights = [cell * x.shape[2] / x.shape[3] for x in clips.values()]
     numbers = [f"frame {i}" if i == chosen[0] and cell > 0.6 else str(i) for i in chosen]
     if titles is not None:
-        numbers = ["\n".join(lines_of(str(titles[i]), cell, 8)) for i in chosen]
+        numbers = ["\n".join(lines_of(str(titles[i]), 0.92 * cell, 8)) for i in chosen]
     top = 0.24 + 0.14 * max(words.count("\n") for words in numbers)
     width = left + len(chosen) * (cell + GAP)
     height = top + sum(heights) + GAP * len(heights)
@@ -123,7 +123,7 @@ def xt_slices(clips: Mapping, *, row: int | None = None) -> Sheet:
     row = _row(row, reference)
     left, gap, bottom = 0.42, 0.12, 0.28
     cell = min(3.0, (WIDTH - left) / len(clips) - gap)
-    labels = ["\n".join(lines_of(label, cell, 10)) for label in clips]
+    labels = ["\n".join(lines_of(label, 0.95 * cell, 10)) for label in clips]
     top = 0.3 + 0.17 * max(x.count("\n") for x in labels)
     tall = [cell * x.shape[2] / x.shape[3] for x in clips.values()]
     time = 0.75 * cell
