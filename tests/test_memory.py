@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pipelines import moving_latents
 
 import tfkit
+from tfkit import demo
 from tfkit.memory import fitting, is_out_of_memory
 from tfkit.metrics import psnr
 
@@ -142,3 +143,14 @@ def test_any_batch_gives_the_same_edit(model, frames, interval, batch, variant, 
         tfkit.edit(model, source, "a bird", batch=batch, **settings)
     made = tfkit.edit(model, source, "a dog", batch=batch, **settings)
     torch.testing.assert_close(made.latents, expected.latents, rtol=0, atol=1e-8)
+
+
+def test_the_demo_says_its_peak_where_the_system_knows_it(monkeypatch):
+    monkeypatch.setattr(demo, "peak_memory", lambda: 3 * 2**29)
+    assert demo.memory() == "; peak memory 1.50 GiB"
+
+    def missing():
+        raise ImportError("No module named 'resource'")
+
+    monkeypatch.setattr(demo, "peak_memory", missing)
+    assert demo.memory() == ""

@@ -94,6 +94,28 @@ def test_points_are_where_they_are_and_hidden_ones_are_not():
         overlays.mark_points(frames, places[:1])
 
 
+def test_change_along_the_motion_is_black_where_nothing_flickers():
+    frames = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    frames[1] = frames[0].roll(2, -1)  # all moves two pixels to the right
+    frames[1, :, 3, 7] = 1 - frames[1, :, 3, 7]
+    flow = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 8, 12)
+    seen = torch.ones(1, 8, 12, dtype=torch.bool)
+    seen[:, 5] = False
+    bright = overlays.change_colors(frames, flow, seen)[0].sum(0) > 0.1
+    assert bright.nonzero().tolist() == [[3, 5]]
+
+
+def test_a_crop_holds_the_mask_in_all_frames():
+    frames, mask = torch.rand(2, 3, 20, 30), torch.zeros(2, 20, 30, dtype=torch.bool)
+    mask[0, 3:6, 10:12] = mask[1, 15, 25] = True
+    assert torch.equal(overlays.crop_around(frames, mask, 2), frames[:, :, 1:18, 8:28])
+    assert overlays.crop_around(frames, mask, 50).shape == frames.shape
+    large = frames.repeat_interleave(3, 2).repeat_interleave(3, 3)
+    assert torch.equal(overlays.crop_around(large, mask, 2), large[:, :, 3:54, 24:84])
+    with pytest.raises(ValueError, match="the mask is empty"):
+        overlays.crop_around(frames, mask & False)
+
+
 def test_a_map_needs_a_range():
     with pytest.raises(ValueError, match=r"low=1\.0, high=1\.0"):
         overlays.map_colors(torch.zeros(1, 2, 2), 1.0, 1.0)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from clips import bare, decibels, moving
-from PIL import Image
+from PIL import Image, ImageFont
 
 from tfkit import plots
+from tfkit.lettering import FONT, lines_of
 from tfkit.menagerie import film
 from tfkit.plots import PALE, contact_sheet, save, side_by_side, with_slices, xt_slice, xt_slices
 from tfkit.reading import read_video
@@ -98,7 +99,7 @@ def test_side_by_side_is_even_white_between_and_exact_within(tmp_path):
     video = side_by_side(CLIPS, zoom=1)
     f, c, h, w = video.shape
     assert (f, c, h % 2, w % 2) == (12, 3, 0, 0)
-    gap, band = 4, 16
+    gap, band = 4, 26  # two lines
     assert (h, w) == (band + 32 + gap, 2 * 48 + 3 * gap)
     for clip, x in zip(CLIPS.values(), (gap, 2 * gap + 48), strict=True):
         frames = clip.frames if isinstance(clip, Clip) else clip
@@ -115,11 +116,48 @@ def test_small_clips_are_enlarged_and_others_fitted():
     assert video.shape[3] == pytest.approx(48 * 8 + 31 * 256 / 65 + 24, abs=3)
 
 
-def test_a_label_wider_than_its_picture_is_cut():
-    font = plots.ImageFont.truetype(plots.FONT, 10)
-    assert plots._shortened("short", font, 100) == "short"
-    cut = plots._shortened("a very long label indeed", font, 60)
-    assert cut.endswith("…") and font.getlength(cut) <= 60
+def test_labels_wider_than_their_picture_are_wrapped():
+    font = ImageFont.truetype(FONT, 10)
+    assert lines_of("short", 100, font=font) == ["short"]
+    lines = lines_of("a very long label indeed", 60, font=font)
+    assert len(lines) == 3 and " ".join(lines) == "a very long label indeed"
+    broken = lines_of("unbelievably", 30, font=font)
+    assert "".join(broken) == "unbelievably" and len(broken) > 1
+    assert all(font.getlength(line) <= 30 for line in broken)
+    one, two = (
+        side_by_side({label: moving(1)}, zoom=1) for label in ("source", "edited frame by frame")
+    )
+    added = two.shape[2] - one.shape[2]
+    assert added > 0 and torch.equal(two[..., 16 + added :, :], one[..., 16:, :])
+    assert two[..., : 16 + added, :].min() < 0.5 and (two[..., -2:, :] == 1).all()
+
+
+def test_titles_and_names_of_slices_are_wrapped():
+    sheet = contact_sheet({"a": moving(8)}, titles=["the frame that comes first", *"bcdefgh"])
+    assert words(sheet)[0].count("\n") >= 1 and words(sheet)[1] == "b"
+    plain = contact_sheet({"a": moving(8)}, titles=list("abcdefgh"))
+    assert sheet.get_figheight() > plain.get_figheight()
+    names = [f"{name}, edited frame by frame with ControlNet" for name in "abcd"]
+    figure = xt_slices({name: moving(2) for name in names})
+    assert [x.replace("\n", " ") for x in words(figure)] == names and "\n" in words(figure)[0]
+
+
+def test_pictures_of_squares_keep_sharp_edges():
+    colors = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    squares = colors.repeat_interleave(16, 2).repeat_interleave(16, 3)
+    figure = contact_sheet({"a": squares})
+    axes = figure.axes[0]
+    assert axes.images[0].get_array().shape == (32, 32, 3)
+    assert axes.get_xlim() == (-0.5, 127.5) and axes.get_ylim() == (127.5, -0.5)
+    assert len(np.unique(drawn(figure).reshape(-1, 3)[:, 0])) > 10
+    mixed = contact_sheet({"a": squares.roll(1, 2)}).axes[0].images[0]
+    assert mixed.get_array().shape == (128, 128, 3)
+
+
+def test_the_mark_is_at_its_row_in_large_frames_too():
+    axes = xt_slices({"a": torch.rand(2, 3, 1200, 600)}, row=900).axes[0]
+    low, high = axes.get_ylim()
+    assert axes.lines[0].get_ydata()[0] / (low - high) == pytest.approx(0.75, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ ORDER = [
     "raft", "fidelity", "matches", "clip", "dino", "intervals",
     "choices", "preferences", "scores",
     "scoring", "records", "jobs", "entries", "evaluation", "tables", "overlays",
-    "plots", "charts", "demo", "timing", "growth", "full_size", "bench",
+    "lettering", "plots", "charts", "demo", "timing", "growth", "full_size", "bench",
     "widgets.twin", "widgets.kernel", "widgets.composer", "widgets.compact", "widgets.page",
     "widgets.traits",
     "widgets.films", "widgets.compare", "widgets.study",

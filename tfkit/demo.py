@@ -1,7 +1,6 @@
 """The demonstration behind `make demo`: one clip, edited frame by frame and with TokenFlow."""
 
 import os
-import resource
 import sys
 import time
 import webbrowser
@@ -17,6 +16,7 @@ from tfkit.clip import load_clip
 from tfkit.editing import edit
 from tfkit.inversion import invert
 from tfkit.loading import load
+from tfkit.memory import peak_memory
 from tfkit.menagerie import film
 from tfkit.methods import PlugAndPlay
 from tfkit.propagation import PerFrame, TokenFlow
@@ -81,10 +81,12 @@ def quickstart(*, frames: int = FRAMES, steps: int = STEPS, progress: bool = Tru
     return Quickstart(clip, videos, seconds)
 
 
-def peak_memory() -> float:
-    """The most memory this process has held, in GiB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes here
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+def memory() -> str:
+    """The most memory this process has held, in words; nothing where the system does not say."""
+    try:
+        return f"; peak memory {peak_memory() / 2**30:.2f} GiB"
+    except ImportError:  # Windows
+        return ""
 
 
 def run(folder: Path) -> None:
@@ -99,7 +101,7 @@ def run(folder: Path) -> None:
     paths.append(plots.save(plots.contact_sheet(made.videos), folder / "quickstart.png"))
     print(f'\n{FRAMES} frames of "{CAPTION}", edited to "{PROMPT}" in {STEPS} steps')
     print(made.table())
-    print(f"seconds of the source: its inversion; peak memory {peak_memory():.2f} GiB")
+    print(f"seconds of the source: its inversion{memory()}")
     print(f"wrote {', '.join(map(str, paths))}")
     _show(paths[-1])
 

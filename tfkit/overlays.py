@@ -16,6 +16,7 @@ from matplotlib.colors import hsv_to_rgb, to_rgb
 from torch import Tensor
 
 from tfkit.checks import check_pair
+from tfkit.metrics import warp
 from tfkit.tracks import grid_of
 from tfkit.video import Clip, as_frames, resize, to_uint8
 
@@ -99,6 +100,38 @@ def difference_colors(
     weights = torch.tensor([0.2126, 0.7152, 0.0722]).to(a)
     difference = torch.einsum("fchw,c->fhw", a - b, weights)
     return map_colors(difference, -reach, reach, "RdBu_r")
+
+
+def change_colors(
+    frames: Clip | Tensor, flow: Tensor, visible: Tensor, reach: float = 0.25
+) -> Float[Tensor, "s 3 h w"]:
+    """How much each place changes its colour on its way to the next frame: black is not at all.
+
+    What moved is in its place there, so what is left is flicker. Places that the next frame does
+    not show are black too. reach: the mean difference of the channels that is brightest, in [0, 1].
+    """
+    frames = as_frames(frames)
+    back, inside = warp(frames, flow)
+    change = (back - frames[:-1]).abs().mean(1)
+    return map_colors(change.where(inside & visible, 0), 0.0, reach, "magma")
+
+
+def crop_around(
+    frames: Clip | Tensor, mask: Bool[Tensor, "f h w"], margin: int = 4
+) -> Float[Tensor, "s 3 H W"]:
+    """The part of the frames, the same of all, that holds a mask and ``margin`` pixels around it.
+
+    The pixels are the mask's; frames may be enlarged by a whole number.
+    """
+    frames = as_frames(frames)
+    zoom, sides = frames.shape[2] // mask.shape[1], []
+    for other, side in ((2, mask.shape[1]), (1, mask.shape[2])):
+        where = mask.any(0).any(other - 1).nonzero().flatten().tolist()
+        if not where:
+            raise ValueError("the mask is empty; expected something to crop around")
+        sides += [max(0, where[0] - margin) * zoom, min(side, where[-1] + 1 + margin) * zoom]
+    top, bottom, left, right = sides
+    return frames[:, :, top:bottom, left:right]
 
 
 def mark_points(

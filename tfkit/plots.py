@@ -12,7 +12,6 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from einops import rearrange
@@ -21,18 +20,17 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
-from matplotlib.textpath import TextPath
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tfkit import overlays
 from tfkit.atomic import replacing
+from tfkit.lettering import FONT, lines_of, wide
 from tfkit.video import Clip, as_frames, resize, to_uint8
 
 INK, QUIET, PALE = "#222222", "#777777", "#EEEEEE"
 WIDTH = 9.0  # inches; at 100 dots an inch the column of a notebook or a README
 GAP = 0.05  # between pictures
-FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")  # comes with matplotlib
 FORMATS = (".png", ".svg", ".pdf", ".jpg", ".webp")
 
 
@@ -73,18 +71,19 @@ def contact_sheet(
     else:
         chosen = list(range(0, f, every))[:columns]
     labels = ["\n".join(wrap(label, 16)) for label in clips]
-    left = 0.2 + max((_text_width(line, 10) for x in labels for line in x.split("\n")), default=0)
+    left = 0.2 + max((wide(line, 10) for x in labels for line in x.split("\n")), default=0)
     cell = min(1.7, (WIDTH - left - GAP) / len(chosen) - GAP)
     heights = [cell * x.shape[2] / x.shape[3] for x in clips.values()]
-    top = 0.24
+    numbers = [f"frame {i}" if i == chosen[0] and cell > 0.6 else str(i) for i in chosen]
+    if titles is not None:
+        numbers = ["\n".join(lines_of(str(titles[i]), 0.92 * cell, 8)) for i in chosen]
+    top = 0.24 + 0.14 * max(words.count("\n") for words in numbers)
     width = left + len(chosen) * (cell + GAP)
     height = top + sum(heights) + GAP * len(heights)
     figure = _figure(width, height)
-    for i, column in zip(chosen, range(len(chosen)), strict=True):
+    for column, words in enumerate(numbers):
         x = left + column * (cell + GAP) + cell / 2
-        number = f"frame {i}" if column == 0 and cell > 0.6 else str(i)
-        number = number if titles is None else str(titles[i])
-        _write(figure, x, height - top + 0.07, number, QUIET, 8, ha="center", va="bottom")
+        _write(figure, x, height - top + 0.07, words, QUIET, 8, ha="center", va="bottom")
     y = height - top
     for label, frames, tall in zip(labels, clips.values(), heights, strict=True):
         y -= tall
@@ -122,18 +121,19 @@ def xt_slices(clips: Mapping, *, row: int | None = None) -> Sheet:
     clips, f = _equally_long(clips)
     reference = next(iter(clips.values())).shape[2]
     row = _row(row, reference)
-    left, gap, top, bottom = 0.42, 0.12, 0.3, 0.28
+    left, gap, bottom = 0.42, 0.12, 0.28
     cell = min(3.0, (WIDTH - left) / len(clips) - gap)
+    labels = ["\n".join(lines_of(label, 0.95 * cell, 10)) for label in clips]
+    top = 0.3 + 0.17 * max(x.count("\n") for x in labels)
     tall = [cell * x.shape[2] / x.shape[3] for x in clips.values()]
     time = 0.75 * cell
     height = top + max(tall) + gap + time + bottom
     figure = _figure(left + len(clips) * (cell + gap), height)
-    for column, ((label, frames), high) in enumerate(zip(clips.items(), tall, strict=True)):
+    for column, (label, frames, high) in enumerate(zip(labels, clips.values(), tall, strict=True)):
         x, here = left + column * (cell + gap), row * frames.shape[2] // reference
         _write(figure, x, height - top + 0.08, label, INK, 10, ha="left", va="bottom")
         axes = _image(figure, x, bottom + time + gap, cell, high, frames[:1])
-        line = axes.axhline(here, color=overlays.MARK, linewidth=1.5)
-        line.set_path_effects([Stroke(linewidth=3.2, foreground="white"), Normal()])
+        _mark_row(axes, here)
         axes = _image(figure, x, bottom, cell, time, xt_slice(frames, here)[None], "nearest")
         axes.set_axis_on()
         axes.set(frame_on=False, xticks=[], yticks=[0, f - 1] if column == 0 and f > 1 else [])
@@ -142,6 +142,15 @@ def xt_slices(clips: Mapping, *, row: int | None = None) -> Sheet:
         if column == 0:
             axes.set_ylabel("← frame", color=QUIET, fontsize=8, labelpad=-2)
     return figure
+
+
+def _mark_row(axes: Axes, row: int) -> None:
+    """A line with dark edges, seen on light and dark pictures, and an arrow at each end of it."""
+    axes.axhline(row, linewidth=2.2)
+    for x, arrow in ((0, ">"), (1, "<")):
+        axes.plot(x, row, arrow, ms=7, mew=0, clip_on=False, transform=axes.get_yaxis_transform())
+    for drawn in axes.lines:
+        drawn.set(color=overlays.MARK, path_effects=[Stroke(linewidth=4, foreground=INK), Normal()])
 
 
 def with_slices(clips: Mapping, *, row: int | None = None) -> dict[str, Float[Tensor, "f 3 H w"]]:
@@ -190,15 +199,19 @@ def side_by_side(clips: Mapping, *, zoom: int | None = None) -> Float[Tensor, "f
         raise ValueError(f"zoom={zoom!r}; expected a whole number of at least 1")
     high = h * zoom
     widths = [round(x.shape[3] * high / x.shape[2]) for x in clips.values()]
-    gap, band = max(4, high // 64 * 2), max(16, high // 20 * 2)  # even: chroma edges stay sharp
-    font = ImageFont.truetype(FONT, round(band * 0.54))
+    gap, line = max(4, high // 64 * 2), max(16, high // 20 * 2)  # even: chroma edges stay sharp
+    font = ImageFont.truetype(FONT, round(line * 0.54))
+    labels = [lines_of(x, w, font=font) for x, w in zip(clips, widths, strict=True)]
+    below = line * 7 // 20 * 2  # from one line to the next
+    band = line + below * (max(map(len, labels)) - 1)
     height, width = band + high + gap, sum(widths) + gap * (len(widths) + 1)
     height, width = height + height % 2, width + width % 2
     page = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(page)
     starts = np.cumsum([gap] + [w + gap for w in widths[:-1]]).tolist()
-    for label, x, w in zip(clips, starts, widths, strict=True):
-        draw.text((x, band * 0.54), _shortened(label, font, w), INK, font, anchor="lm")
+    for label, x in zip(labels, starts, strict=True):
+        for i, words in enumerate(reversed(label)):
+            draw.text((x, band - line * 0.46 - below * i), words, INK, font, anchor="lm")
     out = torch.from_numpy(np.array(page)).float().div(255).permute(2, 0, 1)
     out = out.expand(f, -1, -1, -1).clone()
     for frames, x, w in zip(clips.values(), starts, widths, strict=True):
@@ -255,15 +268,24 @@ def _image(
     smoothing: str = "lanczos",
 ) -> Axes:
     """Draw a frame (1, 3, h, w) into a rectangle in inches; its pixels are the axes' units."""
-    high, wide = (max(1, round(side * 300)) for side in (height, width))
+    edges = -0.5, frame.shape[3] - 0.5, frame.shape[2] - 0.5, -0.5
+    if smoothing == "lanczos" and (squares := _squares(frame)) is not None:
+        frame, smoothing = squares, "antialiased"  # lanczos would draw a frame into each
+    high, across = (max(1, round(side * 300)) for side in (height, width))
     if smoothing == "lanczos" and frame.shape[2] > high:  # matplotlib would alias
-        frame = resize(frame, (high, wide))
-    (inches_x, inches_y), (pixels,) = figure.get_size_inches(), to_uint8(frame)
+        frame = resize(frame, (high, across))
+    (inches_x, inches_y), (picture,) = figure.get_size_inches(), to_uint8(frame)
     place = x / inches_x, y / inches_y, width / inches_x, height / inches_y
     axes = figure.add_axes(place)
-    axes.imshow(pixels, interpolation=smoothing, aspect="auto")
+    axes.imshow(picture, interpolation=smoothing, aspect="auto", extent=edges)
     axes.set_axis_off()
     return axes
+
+
+def _squares(frame: Float[Tensor, "1 3 h w"]) -> Tensor | None:
+    """Of a picture made of squares, as those of tokens are, a pixel for each; None of others."""
+    few = frame[..., ::4, ::4]
+    return few if torch.equal(few.repeat_interleave(4, 2).repeat_interleave(4, 3), frame) else None
 
 
 def _write(
@@ -277,17 +299,3 @@ def _write(
 ) -> None:
     wide, high = figure.get_size_inches()
     figure.text(x / wide, y / high, words, color=color, fontsize=size, **alignment)
-
-
-def _text_width(words: str, size: float | int) -> float:
-    """In inches."""
-    return TextPath((0, 0), words, size=size).get_extents().width / 72 if words.strip() else 0
-
-
-def _shortened(label: str, font: ImageFont.FreeTypeFont, width: float | int) -> str:
-    """The label, cut with an ellipsis where it is wider than its picture."""
-    short = label
-    while font.getlength(short) > width and len(short) > 1:
-        label = label[:-1]
-        short = label.rstrip() + "…"
-    return short

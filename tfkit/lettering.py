@@ -1,0 +1,40 @@
+"""Words in pictures: how wide they are, and where their lines break."""
+
+from pathlib import Path
+
+import matplotlib
+from matplotlib.textpath import TextPath
+from PIL.ImageFont import FreeTypeFont
+
+FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")  # comes with matplotlib
+
+
+def wide(words: str, size: float | int) -> float:
+    """How wide matplotlib draws words of ``size`` points, in inches."""
+    return (
+        float(TextPath((0, 0), words, size=size).get_extents().width) / 72 if words.strip() else 0.0
+    )
+
+
+def lines_of(
+    words: str, width: float | int, size: float | int = 10, *, font: FreeTypeFont | None = None
+) -> list[str]:
+    """Words in lines no wider than ``width``; a word that is wider alone is broken.
+
+    width: in inches, of matplotlib's letters of ``size`` points; of a ``font``, in its pixels.
+    """
+
+    def fits(line: str) -> bool:
+        return (wide(line, size) if font is None else font.getlength(line)) <= width
+
+    lines: list[str] = []
+    for word in words.split():
+        if lines and fits(f"{lines[-1]} {word}"):
+            lines[-1] += f" {word}"
+            continue
+        while not fits(word) and len(word) > 1:
+            cut = next((n for n in range(len(word) - 1, 1, -1) if fits(word[:n])), 1)
+            lines.append(word[:cut])
+            word = word[cut:]
+        lines.append(word)
+    return lines or [""]
