@@ -1,5 +1,8 @@
 """Out of memory: half the batch, and on; the result is the same."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +11,7 @@ from pipelines import moving_latents
 
 import tfkit
 from tfkit import demo
-from tfkit.memory import fitting, is_out_of_memory
+from tfkit.memory import fitting, is_out_of_memory, peak_memory
 from tfkit.metrics import psnr
 
 QUIET = {"progress": False}
@@ -24,6 +27,14 @@ def test_a_real_failure_is_known_and_others_are_not():
         torch.empty(2**55, dtype=torch.uint8)
     assert is_out_of_memory(failed.value) and is_out_of_memory(torch.cuda.OutOfMemoryError())
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="which does not tell a process its peak")
+def test_the_peak_is_the_processs_own_and_not_of_the_one_that_began_it():
+    held = torch.ones(2**28)  # a GiB
+    code = "from tfkit.memory import peak_memory; print(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 2**26 < int(done.stdout) < 0.9 * held.nbytes < 0.9 * peak_memory()
 
 
 def test_it_halves_until_it_fits_and_says_so():
