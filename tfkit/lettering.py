@@ -1,8 +1,10 @@
 """Words in pictures: how wide they are, and where their lines break."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 from PIL.ImageFont import FreeTypeFont
 
@@ -38,3 +40,17 @@ def lines_of(
             word = word[cut:]
         lines.append(word)
     return lines or [""]
+
+
+def write(
+    figure: Figure,
+    x: float | int,
+    y: float | int,
+    words: str,
+    color: str,
+    size: int,
+    **alignment: Any,
+) -> None:
+    """Words at (x, y) inches of a figure."""
+    across, high = figure.get_size_inches()
+    figure.text(x / across, y / high, words, color=color, fontsize=size, **alignment)

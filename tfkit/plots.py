@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from tfkit import overlays
 from tfkit.atomic import replacing
-from tfkit.lettering import FONT, lines_of, wide
+from tfkit.lettering import FONT, lines_of, wide, write
 from tfkit.video import Clip, as_frames, resize, to_uint8
 
 INK, QUIET, PALE = "#222222", "#777777", "#EEEEEE"
@@ -83,11 +82,11 @@ def contact_sheet(
     figure = _figure(width, height)
     for column, words in enumerate(numbers):
         x = left + column * (cell + GAP) + cell / 2
-        _write(figure, x, height - top + 0.07, words, QUIET, 8, ha="center", va="bottom")
+        write(figure, x, height - top + 0.07, words, QUIET, 8, ha="center", va="bottom")
     y = height - top
     for label, frames, tall in zip(labels, clips.values(), heights, strict=True):
         y -= tall
-        _write(figure, left - 0.08, y + tall / 2, label, INK, 10, ha="right", va="center")
+        write(figure, left - 0.08, y + tall / 2, label, INK, 10, ha="right", va="center")
         for column, i in enumerate(chosen):
             _image(figure, left + column * (cell + GAP), y, cell, tall, frames[i : i + 1])
         y -= GAP
@@ -131,7 +130,7 @@ def xt_slices(clips: Mapping, *, row: int | None = None) -> Sheet:
     figure = _figure(left + len(clips) * (cell + gap), height)
     for column, (label, frames, high) in enumerate(zip(labels, clips.values(), tall, strict=True)):
         x, here = left + column * (cell + gap), row * frames.shape[2] // reference
-        _write(figure, x, height - top + 0.08, label, INK, 10, ha="left", va="bottom")
+        write(figure, x, height - top + 0.08, label, INK, 10, ha="left", va="bottom")
         axes = _image(figure, x, bottom + time + gap, cell, high, frames[:1])
         _mark_row(axes, here)
         axes = _image(figure, x, bottom, cell, time, xt_slice(frames, here)[None], "nearest")
@@ -286,16 +285,3 @@ def _squares(frame: Float[Tensor, "1 3 h w"]) -> Tensor | None:
     """Of a picture made of squares, as those of tokens are, a pixel for each; None of others."""
     few = frame[..., ::4, ::4]
     return few if torch.equal(few.repeat_interleave(4, 2).repeat_interleave(4, 3), frame) else None
-
-
-def _write(
-    figure: Figure,
-    x: float | int,
-    y: float | int,
-    words: str,
-    color: str,
-    size: int,
-    **alignment: Any,
-) -> None:
-    wide, high = figure.get_size_inches()
-    figure.text(x / wide, y / high, words, color=color, fontsize=size, **alignment)
