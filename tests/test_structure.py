@@ -20,7 +20,7 @@ ORDER = [
     "control", "adapters", "inversion", "token_folder", "tokens", "correspondence",
     "tracks", "pca", "keyframes", "attention", "swapping", "protocols", "propagation",
     "truth",
-    "passes", "steps", "planning", "checkpoints", "history", "carried", "session",
+    "passes", "steps", "planning", "preparation", "checkpoints", "history", "carried", "session",
     "editing", "metrics", "cost", "advice",
     "raft", "fidelity", "matches", "clip", "dino", "intervals",
     "choices", "preferences", "scores",

@@ -16,6 +16,7 @@ from tfkit.loading import load
 from tfkit.methods import Plain, PlugAndPlay, SDEdit
 from tfkit.overflow import NonFiniteError
 from tfkit.pca import TokenPCA
+from tfkit.preparation import Preparation
 from tfkit.propagation import ExtendedAttention, FirstFrame, PerFrame, TokenFlow
 from tfkit.reading import VideoFile, open_video, read_video
 from tfkit.sampling import generate
@@ -28,11 +29,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Clip", "ControlNet", "Edit", "EditSession", "ExtendedAttention", "Field", "FirstFrame",
-    "LatentDiffusion", "NonFiniteError", "PerFrame", "Plain", "PlugAndPlay", "SDEdit",
-    "TokenFlow", "TokenPCA", "Trajectory", "VideoFile", "canny", "edit", "evaluate", "examine",
-    "extract_tokens", "from_pipeline", "generate", "invert", "load", "load_embedding",
-    "load_lora", "menagerie", "nearest_neighbors", "open_trajectory", "open_video", "preflight",
-    "read_video", "reconstruct", "write_video",
+    "LatentDiffusion", "NonFiniteError", "PerFrame", "Plain", "PlugAndPlay", "Preparation",
+    "SDEdit", "TokenFlow", "TokenPCA", "Trajectory", "VideoFile", "canny", "edit", "evaluate",
+    "examine", "extract_tokens", "from_pipeline", "generate", "invert", "load",
+    "load_embedding", "load_lora", "menagerie", "nearest_neighbors", "open_trajectory",
+    "open_video", "preflight", "read_video", "reconstruct", "write_video",
 ]  # fmt: skip
 
 

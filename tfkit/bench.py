@@ -17,11 +17,13 @@ from tfkit.inversion import invert, reconstruct
 from tfkit.loading import load
 from tfkit.menagerie import film
 from tfkit.pca import TokenPCA
+from tfkit.preparation import Preparation
 from tfkit.propagation import ExtendedAttention, PerFrame, TokenFlow
 from tfkit.session import EditSession
 from tfkit.swapping import rebuild
 from tfkit.timing import Row, seconds
 from tfkit.tokens import extract_features, extract_tokens, noised
+from tfkit.trajectory import Trajectory
 
 
 def features(model: LatentDiffusion) -> Iterator[Row]:
@@ -76,13 +78,13 @@ def further(model: LatentDiffusion, frames: int = 16, steps: int = 3) -> Iterato
     """The first edit of a video, and one that finds what the first kept of the source."""
     clip = film("a striped orange fox on grass", frames=frames)
     source = invert(model, clip, clip.caption, steps=steps, progress=False)
-    x, text = source.noise, model.embed(clip.caption)
+    x, text, way = source.noise, model.embed(clip.caption), TokenFlow(interval=8)
     passes = steps * seconds(lambda: model.predict_noise(x, 501, text))
     of = f"{steps} plain passes over all frames"
     yield Row(f"{of} ({frames})", passes)
 
     def session() -> EditSession:
-        return EditSession(model, source, "a fox at night", propagation=TokenFlow(interval=8))
+        return EditSession(model, source, "a fox at night", propagation=way)
 
     def prepared() -> None:
         source.cache.clear()
@@ -92,10 +94,20 @@ def further(model: LatentDiffusion, frames: int = 16, steps: int = 3) -> Iterato
         source.cache.clear()
         session().step(steps)
 
+    def inverted(**settings: Any) -> Trajectory:
+        return invert(
+            model, source.clean, clip.caption, steps=steps, noise_at="own", progress=False,
+            **settings,
+        )  # fmt: skip
+
     jobs: dict[str, Callable[[], object]] = {
-        "prepare a video for edits with TokenFlow": prepared,
+        "invert": inverted,
+        "invert, and prepare for edits with TokenFlow on the way": lambda: inverted(
+            prepare=Preparation(propagation=way)
+        ),
+        "prepare a video that is inverted": prepared,
         "its first edit, interval 8, not decoded": first,
-        "a further edit, not decoded": lambda: session().step(steps),
+        "a further edit, or the first of a prepared video": lambda: session().step(steps),
     }
     for name, job in jobs.items():
         took = seconds(job)

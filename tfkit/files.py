@@ -79,12 +79,14 @@ def claimed(
     origin: Mapping[str, Any],
     names: Mapping[str, str] | None = None,
     beside: Mapping[str, Any] | None = None,
+    unsaid: Mapping[str, Any] | None = None,
 ) -> Iterator[Path]:
     """A folder as the place of one thing, made where it is new, for as long as the block lasts.
 
     kind: what it is ("trajectory"): the manifest is ``kind.json``, and holds ``origin``, which says
     what the thing is computed from. names: how errors call what differs. beside: what a new
-    manifest says besides, and is not compared. What a killed process left half-written is removed.
+    manifest says besides, and is not compared. unsaid: what manifests mean that are silent on it.
+    What a killed process left half-written is removed.
     Raises ValueError where the folder belongs to something else, is a file, holds other things or
     is in use by another process.
     """
@@ -93,7 +95,7 @@ def claimed(
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; expected a folder for the {kind}")
     if (path / manifest).exists():
-        theirs = read_manifest(path, kind, origin)
+        theirs = read_manifest(path, kind, origin.keys() - {*(unsaid or {})}, unsaid)
         for name, here in origin.items():
             if theirs[name] != here:
                 raise ValueError(
@@ -114,15 +116,16 @@ def claimed(
 
 
 def read_manifest(
-    path: Path, kind: str, keys: Iterable[str], beside: Iterable[str] = ()
+    path: Path, kind: str, keys: Iterable[str], unsaid: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """What a folder says it is computed from. ValueError where that is damaged.
 
-    beside: what it may say besides; None where it does not.
+    unsaid: what it may say besides, and what it means where it does not.
     """
     try:
         values = json.loads((path / f"{kind}.json").read_text())
-        return {name: values[name] for name in keys} | {name: values.get(name) for name in beside}
+        said = {name: values[name] for name in keys}
+        return said | {name: values.get(name, mean) for name, mean in (unsaid or {}).items()}
     except (ValueError, TypeError, KeyError):
         raise ValueError(
             f"{path / kind}.json is damaged, so what {path} belongs to is lost; delete the folder "

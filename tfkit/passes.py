@@ -180,3 +180,23 @@ class SourcePasses(StepPasses):
 
     def edited(self, frames: Tensor, features: Features) -> Tensor:
         return torch.zeros_like(self._own(frames))
+
+
+class InvertingPasses(SourcePasses):
+    """The source's branch alone and to its end: its noise, which inversion steps by, as well."""
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        return self._whole(frames)
+
+    def edited(self, frames: Tensor, features: Features) -> Tensor:
+        return self._noise
+
+    def _read(self, frames: Tensor, layers: list[str]) -> dict[str, Tensor]:
+        with hooks.record(self.model.unet, self._injected()) as seen:
+            self._noise = self._whole(frames)
+        return seen
+
+    def _whole(self, frames: Tensor) -> Tensor:
+        noise = self._predict(self._own(frames), frames, self.text[:1])
+        self.tick(len(frames))
+        return noise

@@ -4,10 +4,13 @@ Memory: the texts' embeddings, and what the method makes of the video.
 """
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from tfkit.diffusion import LatentDiffusion
 from tfkit.keyframes import Indices, check_keyframes
 from tfkit.passes import Plan
+from tfkit.protocols import Propagation
 from tfkit.settings import check_whole
 from tfkit.steps import Steps, source_key_of
 from tfkit.trajectory import Trajectory
@@ -28,13 +31,8 @@ def plan_steps(
     before: the steps of another plan, the first ``taken`` of which keep their keyframes.
     Raises ValueError for what does not fit the source, the model or one another.
     """
-    check_whole("seed", seed, least=0)
-    frames, steps = len(source), len(source.timesteps)
-    if keyframes is None:
-        rows = plan.propagation.draw(frames, steps, seed)
-    else:
-        rows = check_keyframes(keyframes, frames, steps)
-        plan.propagation.check(rows, frames)
+    steps = len(source.timesteps)
+    rows = keyframe_rows(plan.propagation, keyframes, seed, len(source), steps)
     prepared = plan.method.prepare(model, source)
     text = torch.cat([model.embed(text) for text in _texts(plan, source)])
     first = before.first if before is not None and taken else plan.method.first_step(steps)
@@ -43,6 +41,21 @@ def plan_steps(
     key = source_key_of(model, plan, rows, prepared)
     every = [*kept, *drawn[len(kept) :]]
     return Steps(model, source, plan, prepared, text, first, every, key)
+
+
+def keyframe_rows(
+    propagation: Propagation, keyframes: Indices | None, seed: int, frames: int, steps: int
+) -> Int[Tensor, "steps k"] | None:
+    """The keyframes of each step: given, or drawn from ``seed``; None where there are none.
+
+    Raises ValueError for keyframes that do not fit the clip or the propagation.
+    """
+    check_whole("seed", seed, least=0)
+    if keyframes is None:
+        return propagation.draw(frames, steps, seed)
+    rows = check_keyframes(keyframes, frames, steps)
+    propagation.check(rows, frames)
+    return rows
 
 
 def _texts(plan: Plan, source: Trajectory) -> list[str]:

@@ -192,6 +192,11 @@ class TokenFlow:
         """The tokens that fields are computed from."""
         return self.field or ("input" if self.variant == "reference" else "output")
 
+    @property
+    def alters_source(self) -> bool:
+        """Whether the source's branch is carried as well."""
+        return self.variant == "reference"
+
     def neighbors(self, frames: Tensor, keyframes: Tensor, total: int) -> Neighbors:
         """The keyframes that frames (n,) of a clip of ``total`` take their tokens from."""
         if self.variant == "paper":
@@ -204,7 +209,7 @@ class TokenFlow:
         return f"{self.variant} {self.field_of}{middles} {keyframes.tolist()}"
 
     def attention(self, branches: int, source: bool) -> FlowAttention:
-        return FlowAttention(branches, self.field_of, self.variant == "reference")
+        return FlowAttention(branches, self.field_of, self.alters_source)
 
     def predict(
         self,

@@ -68,6 +68,11 @@ class Carrying(Propagation, Protocol):
         """The tokens that fields are computed from."""
         ...
 
+    @property
+    def alters_source(self) -> bool:
+        """Whether the source's own branch is carried too, so that its passes are no plain ones."""
+        ...
+
     def neighbors(self, frames: Tensor, keyframes: Tensor, total: int) -> Neighbors:
         """The keyframes that frames (n,) of a clip of ``total`` take their tokens from."""
         ...

@@ -237,11 +237,11 @@ class EditSession:
         """Reads of the source what the steps to come will need, and takes none. Returns itself.
 
         It lies in ``source.cache`` then, and serves every edit with the same keyframes, whatever
-        its prompt. Raises ValueError where nothing can be read of the source alone.
+        its prompt. :class:`tfkit.Preparation` reads it while inverting. Raises ValueError where
+        nothing can be read of the source alone.
         """
-        self.batch = self._steps.read_source(
-            self.position, self.latents, self.batch, progress=progress
-        )
+        start = self.position
+        self.batch = self._steps.read_source(self.batch, start=start, progress=progress)
         return self
 
     def passes(self) -> StepPasses:

@@ -19,7 +19,7 @@ from tfkit import hooks
 from tfkit.diffusion import LatentDiffusion
 from tfkit.memory import fitting
 from tfkit.methods import Moment
-from tfkit.passes import Plan, SourcePasses, StepPasses
+from tfkit.passes import InvertingPasses, Plan, SourcePasses, StepPasses
 from tfkit.protocols import Carrying
 from tfkit.sampling import at_step
 from tfkit.source_cache import StepWriter
@@ -66,33 +66,75 @@ class Steps:
         def predict(batch: int) -> Tensor:
             passes = self.passes(step, x)
             passes.tick = tick
-            return self._run(passes, attention, step, batch)
+            noise = self._run(passes, attention, step, batch)
+            self._keep(passes, len(self.timesteps) - step)
+            return noise
 
         with scope, at_step(step, len(self.timesteps)):
             return fitting(predict, batch)
 
-    def read_source(self, start: int, x: Tensor, batch: int, *, progress: bool) -> int:
-        """Reads of the source what the steps from ``start`` on lack; returns the batch that fitted.
+    def read_source(self, batch: int, *, start: int = 0, progress: bool) -> int:
+        """Reads of the source what the steps from ``start`` on lack, as far as there is room for.
 
-        Raises ValueError where nothing can be read of the source alone.
+        Returns the batch that fitted into memory. Raises ValueError where nothing can be read of
+        the source alone.
         """
+        self.check_preparable()
+        attention, count = self.plan.propagation.attention(1, True), len(self.timesteps)
+        for step in tqdm(range(start, count), desc="prepare", disable=not progress):
+            if self._of_source(step, SourcePasses).known is not None:
+                continue
+
+            def read(batch: int, step: int = step) -> StepPasses:
+                passes = self._of_source(step, SourcePasses)
+                self._run(passes, attention, step, batch)
+                return passes
+
+            with hooks.processor(self.model.unet, attention), at_step(step, count):
+                passes, batch = fitting(read, batch)
+            if self._keep(passes, count - step) is False:
+                break
+        return batch
+
+    def check_preparable(self) -> None:
+        """Raises ValueError where nothing can be read of the source alone."""
         if self.source_key is None:
             raise ValueError(
                 f"nothing to prepare for {self.plan.method!r} with {self.plan.propagation!r}: "
                 "expected tfkit.TokenFlow(), a method whose effect on the source is known, and a "
                 "model without unmerged adapters"
             )
-        attention, count = self.plan.propagation.attention(1, True), len(self.timesteps)
-        for step in tqdm(range(start, count), desc="prepare", disable=not progress):
-            if self.passes(step, x).known is not None:
-                continue
 
-            def read(batch: int, step: int = step) -> Tensor:
-                return self._run(self.passes(step, x, SourcePasses), attention, step, batch)
+    def source_noise(
+        self, t: int, marks: str | None, batch: int, tick: Callable[[int], object]
+    ) -> Float[Tensor, "f c h w"] | None:
+        """The noise of the source's latents at a timestep, from the passes that an edit would read
+        them by; what they read is kept.
 
-            with hooks.processor(self.model.unet, attention), at_step(step, count):
-                _, batch = fitting(read, batch)
-        return batch
+        None where the passes differ from the plain ones of an inversion under ``marks``: of a
+        propagation that alters the source, of another ControlNet; and where no step is at ``t``.
+        """
+        way = self.plan.propagation
+        plain = isinstance(way, Carrying) and not way.alters_source
+        if t not in self.timesteps or not plain or self.marks != marks:
+            return None
+        step, attention = self.timesteps.index(t), way.attention(1, True)
+        passes = self._of_source(step, InvertingPasses)
+        passes.known, passes.tick = None, tick  # what is known has no noise
+        with hooks.processor(self.model.unet, attention):
+            noise = self._run(passes, attention, step, batch)
+        self._keep(passes, step + 1)
+        return noise
+
+    @property
+    def marks(self) -> str | None:
+        """What the method does to the source's branch, in its own words."""
+        return self.plan.method.marks_source(self.prepared)
+
+    def _of_source(self, step: int, kind: type[StepPasses]) -> StepPasses:
+        """The passes of a step over the source alone."""
+        none = self.source.clean[:0].to(self.model.device, self.model.precision)
+        return self.passes(step, none, kind)
 
     def passes(self, step: int, x: Tensor, kind: type[StepPasses] = StepPasses) -> StepPasses:
         """The passes of a step from latents ``x``, and what is known of its source."""
@@ -132,18 +174,21 @@ class Steps:
         return torch.cat(parts)
 
     def _run(self, passes: StepPasses, attention: Any, step: int, batch: int) -> Tensor:
-        """The noise of every frame; what was read of the source is kept."""
-        noise = self.plan.propagation.predict(
-            passes, attention, len(self.source), self.rows[self.first + step], batch
-        )
-        if passes.keeps is not None:
-            self._keep(step, passes.keeps)
-        return noise
+        """The noise of every frame."""
+        row = self.rows[self.first + step]
+        return self.plan.propagation.predict(passes, attention, len(self.source), row, batch)
 
-    def _keep(self, step: int, writer: StepWriter) -> None:
-        """Keeps what was read of the source in a step, for edits to come, while there is room."""
-        cache, left = self.source.cache, len(self.timesteps) - step
-        one = cache.sizes()[writer.key] if writer.finish() else writer.bytes
+    def _keep(self, passes: StepPasses, left: int) -> bool | None:
+        """Keeps what was read of the source in a step, for edits to come, while there is room.
+
+        left: steps that are yet to be kept, with this one. Returns whether it is kept; None where
+        there is nothing to keep.
+        """
+        writer, cache = passes.keeps, self.source.cache
+        if writer is None:
+            return None
+        kept = writer.finish()
+        one = cache.sizes()[writer.key] if kept else writer.bytes
         whole = left * one
         if writer.first and whole > cache.budget:
             warnings.warn(
@@ -152,6 +197,7 @@ class Steps:
                 f"compute the rest again. To keep all of it: source.cache.budget = {whole}",
                 stacklevel=2,
             )
+        return kept
 
 
 def source_key_of(

@@ -42,6 +42,7 @@ class Origin:
     timesteps: tuple[int, ...]  # descending
     fixed_point: int
     conditions: str = ""  # digest of what it was inverted under; empty: of nothing
+    noise_at: str = "next"  # the timestep of a step's noise: see tfkit.invert
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -167,7 +168,8 @@ def claim(
     path: str | Path, origin: Origin, lineage: Lineage, device: torch.device | str
 ) -> Iterator[Folder]:
     """The folder as ``origin``'s own for the time of a block: see :func:`tfkit.files.claimed`."""
-    with claimed(path, _KIND, asdict(origin), _NAMES, {_LINEAGE: asdict(lineage)}) as place:
+    beside = {_LINEAGE: asdict(lineage)}
+    with claimed(path, _KIND, asdict(origin), _NAMES, beside, _UNSAID) as place:
         yield Folder(place, device)
 
 
@@ -212,11 +214,14 @@ _NAMES = {
     "timesteps": "schedule",
     "shape": "size",
     "conditions": "condition",
+    "noise_at": "noise_at",
 }
+_UNSAID = {"noise_at": "next"}  # by folders that are older than the setting
 
 
 def _manifest(path: Path) -> tuple[Origin, Lineage | None]:
-    values = read_manifest(path, _KIND, [one.name for one in fields(Origin)], [_LINEAGE])
-    model = lineage_from(values.pop(_LINEAGE))  # older folders have none
+    names = {one.name for one in fields(Origin)} - {*_UNSAID}
+    values = read_manifest(path, _KIND, names, _UNSAID | {_LINEAGE: None})
+    model = lineage_from(values.pop(_LINEAGE))
     origin = Origin(**values | {name: tuple(values[name]) for name in ("shape", "timesteps")})
     return origin, model

@@ -1,0 +1,317 @@
+"""A video prepared while it is inverted: the same levels and edits, for fewer passes."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from clips import annotations_unchecked
+from pipelines import moving_latents
+from test_controlnet import make_controlnet
+from test_interrupts import stopped_after
+from test_passes import edited, frames_through
+from unchanged import unchanged
+
+import tfkit
+from tfkit import Preparation, invert
+from tfkit.inversion import Prepares
+from tfkit.sampling import ddim_step
+
+STEPS, FRAMES, KEYFRAMES = 4, 7, 3
+QUIET = {"progress": False}
+WAY = tfkit.TokenFlow(interval=3)
+FIRST, FURTHER = STEPS * 3 * FRAMES, STEPS * (2 * FRAMES + KEYFRAMES)
+EXACT = {"rtol": 0, "atol": 1e-9}
+
+
+@pytest.fixture(scope="module")
+def model(pipeline_folder):
+    return tfkit.load(pipeline_folder, device="cpu", dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def latents():
+    return moving_latents(FRAMES, 8, 8).double()
+
+
+@pytest.fixture(scope="module")
+def plain(model, latents):
+    """The straightforward path: inverted by each level's own noise, and nothing read on the way."""
+    return invert(model, latents, "a cat", steps=STEPS, noise_at="own", **QUIET)
+
+
+def preparation(**settings):
+    return Preparation(**{"propagation": WAY} | settings)
+
+
+def prepared(model, latents, prepare, **options):
+    settings = {"steps": STEPS, "noise_at": "own", "prepare": prepare}
+    return invert(model, latents, "a cat", **settings | QUIET | options)
+
+
+def counted(model, work, *args, **options):
+    """What ``work(model, ...)`` returns, and how many frames it sends through the UNet."""
+    made = []
+    passes = frames_through(model, lambda: made.append(work(model, *args, **options)))
+    return made[0], passes
+
+
+def same_levels(source, other):
+    assert source.timesteps == other.timesteps
+    for t in source.timesteps:
+        torch.testing.assert_close(source.at(t), other.at(t), **EXACT)
+
+
+# Noise at a level's own timestep
+
+
+@torch.no_grad()
+def by_hand(model, x, fixed_point=0):
+    """From the clean level on, each step by the noise at the level's own timestep."""
+    text, before = model.embed("a cat").expand(len(x), -1, -1), None
+    for t in model.timesteps(STEPS)[::-1]:
+        noise = model.predict_noise(x, t if before is None else before, text)
+        there = ddim_step(x, noise, model.alpha(before), model.alpha(t))
+        for _ in range(fixed_point):
+            noise = model.predict_noise(there, t, text)
+            there = ddim_step(x, noise, model.alpha(before), model.alpha(t))
+        x, before = there, t
+    return x
+
+
+@pytest.mark.parametrize("fixed_point", [0, 2])
+def test_own_is_a_plain_loop(model, latents, fixed_point):
+    source = invert(
+        model, latents, "a cat", steps=STEPS, noise_at="own", fixed_point=fixed_point, **QUIET
+    )
+    torch.testing.assert_close(source.noise, by_hand(model, latents, fixed_point), **EXACT)
+    usual = invert(model, latents, "a cat", steps=STEPS, fixed_point=fixed_point, **QUIET)
+    assert (usual.noise - source.noise).abs().max() > 1e-3
+
+
+# Prepared
+
+
+@pytest.mark.parametrize("fixed_point", [0, 1])
+@pytest.mark.parametrize("kept", ["in memory", "in a folder"])
+def test_inversion_reads_the_source_by_the_way(model, latents, tmp_path, kept, fixed_point):
+    options = {"fixed_point": fixed_point}
+    if kept == "in a folder":
+        options["folder"] = tmp_path / "fox"
+    source, passes = counted(model, prepared, latents, preparation(), **options)
+    # the clean level's pass is no edit's, the noisiest level's no inversion's
+    assert passes == (STEPS * (1 + fixed_point) + 1) * FRAMES
+    if kept == "in a folder":
+        source = tfkit.open_trajectory(tmp_path / "fox")
+    alone = invert(
+        model, latents, "a cat", steps=STEPS, noise_at="own", fixed_point=fixed_point, **QUIET
+    )
+    same_levels(source, alone)
+    for prompt in ("a dog", "a red dog"):
+        latents, passes = counted(model, edited, source, prompt, WAY)
+        assert passes == FURTHER
+        torch.testing.assert_close(latents, edited(model, alone, prompt, WAY), **EXACT)
+
+
+def test_what_is_kept_is_what_an_edit_would_have_read(model, latents, plain):
+    source = prepared(model, latents, preparation())
+    tfkit.EditSession(model, plain, "a dog", propagation=WAY).prepare()
+    (key,) = source.cache.sizes()
+    assert source.cache.sizes() == plain.cache.sizes()
+    for t in source.timesteps:
+        ours, theirs = (one.cache.get(key, t) for one in (source, plain))
+        assert ours.names == theirs.names and torch.equal(ours.frames, theirs.frames)
+        for name, values in ours.part(0).items():
+            torch.testing.assert_close(values, theirs.part(0)[name], **EXACT)
+
+
+WAYS = {
+    "on inputs": tfkit.TokenFlow(interval=3, field="input", blend="linear"),
+    "fixed keyframes": tfkit.TokenFlow(interval=2, keyframes="fixed"),
+    "in blocks": tfkit.TokenFlow(interval=2, window=3),
+}
+
+
+@pytest.mark.parametrize("batch", [2, 16])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_any_setting_and_batch(model, latents, plain, way, batch):
+    source = prepared(model, latents, preparation(propagation=way, seed=5), batch=batch)
+    same_levels(source, plain)
+    session = tfkit.EditSession(model, source, "a dog", propagation=way, seed=5)
+    assert frames_through(model, session.prepare) == 0
+    expected = edited(model, plain, way=way, seed=5)
+    torch.testing.assert_close(session.step(STEPS).latents, expected, **EXACT)
+
+
+def test_given_keyframes(model, latents):
+    rows = torch.tensor([[0, 4], [1, 5], [2, 6], [3, 5]])
+    source = prepared(model, latents, preparation(keyframes=rows))
+    assert counted(model, edited, source, way=WAY, keyframes=rows)[1] == STEPS * (2 * FRAMES + 2)
+    assert counted(model, edited, source, way=WAY)[1] == FIRST
+
+
+def test_methods_that_read_less_find_it_too(model, latents):
+    source = prepared(model, latents, preparation())
+    for method, steps in ((tfkit.Plain(), STEPS), (tfkit.SDEdit(0.5), STEPS // 2)):
+        _, passes = counted(model, edited, source, way=WAY, method=method)
+        assert passes == steps * (2 * FRAMES + KEYFRAMES), method
+
+
+def test_a_method_that_starts_late_reads_the_lower_levels_alone(model, latents, plain):
+    source = prepared(model, latents, preparation(method=tfkit.SDEdit(0.5)))
+    same_levels(source, plain)
+    (key,) = source.cache.sizes()
+    assert [source.cache.get(key, t) is None for t in source.timesteps] == [True] * 2 + [False] * 2
+
+
+APART = {
+    "at the next": ({"noise_at": "next"}, {}),
+    "a carried source": ({}, {"propagation": tfkit.TokenFlow(interval=3, variant="reference")}),
+}
+
+
+@pytest.mark.parametrize(("options", "settings"), APART.values(), ids=APART)
+def test_where_its_passes_are_others_it_reads_afterwards(model, latents, options, settings):
+    source, passes = counted(model, prepared, latents, preparation(**settings), **options)
+    way = settings.get("propagation", WAY)
+    again = KEYFRAMES * (way.variant == "reference")  # which carries keyframes like all frames
+    assert passes == STEPS * (2 * FRAMES + again)
+    alone = invert(
+        model, latents, "a cat", steps=STEPS, noise_at=options.get("noise_at", "own"), **QUIET
+    )
+    same_levels(source, alone)
+    made, passes = counted(model, edited, source, way=way)
+    assert passes == STEPS * (2 * FRAMES + KEYFRAMES + 2 * again)
+    torch.testing.assert_close(made, edited(model, alone, way=way), **EXACT)
+
+
+@pytest.fixture(scope="module")
+def net(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("controlnet")
+    make_controlnet(tfkit.load(model.name, device="cpu").unet).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_under_a_controlnet(model, latents, net, same):
+    edges = (torch.rand(FRAMES, 3, 64, 64, generator=torch.Generator().manual_seed(1)) > 0.9) * 1.0
+    control = tfkit.ControlNet(edges, model=net)
+    method = control if same else tfkit.ControlNet(1 - edges, model=net)
+    options = {"control": control}
+    source, passes = counted(model, prepared, latents, preparation(method=method), **options)
+    assert passes == (STEPS + 1 if same else 2 * STEPS) * FRAMES
+    alone = invert(model, latents, "a cat", steps=STEPS, noise_at="own", **options, **QUIET)
+    same_levels(source, alone)
+    assert counted(model, edited, source, way=WAY, method=method)[1] == FURTHER
+
+
+# Cut short
+
+
+def test_stopped_anywhere_it_goes_on(model, latents, tmp_path):
+    """At most one step is repeated, and the outcome is that of a run that was not stopped."""
+    whole = prepared(model, latents, preparation())
+    with stopped_after(10**9) as count:
+        prepared(model, latents, preparation())
+    calls = count[0]
+    for k, at in enumerate(range(1, calls, calls // 6)):
+        folder = tmp_path / str(k)
+        with unchanged(model), pytest.raises(KeyboardInterrupt), stopped_after(at):
+            prepared(model, latents, preparation(), folder=folder)
+        levels = len(list(folder.glob("t*.safetensors")))
+        source, passes = counted(model, prepared, latents, preparation(), folder=folder)
+        assert passes <= (STEPS - levels + 1) * FRAMES
+        same_levels(source, whole)
+        (key,) = whole.cache.sizes()
+        assert all(source.cache.get(key, t) is not None for t in whole.timesteps)
+
+
+def test_a_finished_trajectory_is_prepared_for_other_edits_too(model, latents, tmp_path):
+    folder = {"folder": tmp_path / "fox"}
+    prepared(model, latents, preparation(), **folder)
+    assert counted(model, prepared, latents, preparation(), **folder)[1] == 0
+    assert counted(model, prepared, latents, preparation(seed=1), **folder)[1] == STEPS * FRAMES
+
+
+def test_without_room_it_says_so_inverts_and_wastes_no_pass(model, latents, plain, tmp_path):
+    whole = sum(prepared(model, latents, preparation()).cache.sizes().values())
+    folder = tmp_path / "fox"
+
+    class Small(Preparation):
+        def reader(self, model, source):
+            source.cache.budget = whole // 2
+            return super().reader(model, source)
+
+    small = Small(propagation=WAY)
+    with pytest.warns(UserWarning, match=r"4 steps .* source.cache.budget = \d+"):
+        source, passes = counted(model, prepared, latents, small, folder=folder)
+    assert passes <= (STEPS + 1) * FRAMES
+    same_levels(source, plain)
+    source.cache.budget = 2**30
+    made = edited(model, source, way=WAY)
+    torch.testing.assert_close(made, edited(model, plain, way=WAY), **EXACT)
+
+
+def test_no_budget_prepares_nothing(model, latents, plain):
+    class Nothing(Preparation):
+        def reader(self, model, source):
+            source.cache.budget = 0
+            return super().reader(model, source)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source = prepared(model, latents, Nothing(propagation=WAY))
+    assert not source.cache.sizes()
+    same_levels(source, plain)
+
+
+# Bad input
+
+
+def test_it_is_what_invert_takes():
+    assert isinstance(Preparation(), Prepares)
+
+
+BAD = {
+    "propagation": (lambda: Preparation(propagation=tfkit.PerFrame()), r"PerFrame\(\).*TokenFlow"),
+    "method": (lambda: Preparation(method="pnp"), r"method='pnp'.*PlugAndPlay"),
+    "a class": (lambda: Preparation(propagation=tfkit.TokenFlow), "expected an object such as"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD)
+def test_settings_that_are_none(make, message):
+    with annotations_unchecked(), pytest.raises(ValueError, match=message):
+        make()
+
+
+REFUSED = {
+    "a propagation": ({"prepare": WAY}, r"prepare=TokenFlow\(.*Preparation"),
+    "its class": ({"prepare": Preparation}, r"prepare=.*Preparation\(\.\.\.\)"),
+    "keyframes": ({"prepare": Preparation(keyframes=[0, 99])}, "0 to 99: expected .* 0 to 6"),
+    "seed": ({"prepare": Preparation(seed=-1)}, "seed=-1"),
+    "noise_at": ({"noise_at": "here"}, "noise_at='here'.*next.*own"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_invert_refuses_leaves_nothing_behind(model, latents, tmp_path, options, message):
+    folder = tmp_path / "fox"
+    with annotations_unchecked(), pytest.raises(ValueError, match=message):
+        prepared(model, latents, **{"prepare": preparation(), "folder": folder} | options)
+    assert not folder.exists()
+
+
+def test_a_folder_belongs_to_one_kind_of_noise(model, latents, tmp_path):
+    options = {"steps": STEPS, "folder": tmp_path / "fox"} | QUIET
+    source = invert(model, latents, "a cat", **options)
+    with pytest.raises(ValueError, match="another noise_at: 'next' there, 'own' asked for"):
+        invert(model, latents, "a cat", noise_at="own", **options)
+    manifest = tmp_path / "fox" / "trajectory.json"
+    older = json.loads(manifest.read_text())
+    assert older.pop("noise_at") == "next"
+    manifest.write_text(json.dumps(older))
+    assert tfkit.open_trajectory(tmp_path / "fox").timesteps == source.timesteps
+    assert counted(model, invert, latents, "a cat", **options)[1] == 0
+    with pytest.raises(ValueError, match="another noise_at"):
+        invert(model, latents, "a cat", noise_at="own", **options)
