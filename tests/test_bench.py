@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ def test_a_row_reads_as_a_table():
     assert str(timing.Row("a pass", 2.0)).endswith("2.000 s")
 
 
-@pytest.mark.parametrize("part", [bench.features, bench.editing, bench.further])
+@pytest.mark.parametrize(
+    "part", [bench.features, bench.editing, bench.further, partial(bench.whole, steps=2)]
+)
 def test_every_comparison_runs_and_is_relative_to_one_before(pipeline_folder, monkeypatch, part):
     model = tfkit.load(pipeline_folder, device="cpu")
     monkeypatch.setattr(bench, "seconds", lambda work: (work(), 2.0)[1])  # runs each once
@@ -51,9 +54,11 @@ def test_growth_is_relative_to_plain_passes(pipeline_folder, monkeypatch, part):
 
 
 def test_more_passes_of_inversion_leave_more_of_the_video():
-    coded, plain, refined = growth.passes(tfkit.load(), frames=1, plans=[(24, 0), (6, 3)])
-    assert plain.name.startswith("24 passes") and refined.name.startswith("24 passes")
+    plans = [(24, 0, "next"), (6, 3, "next"), (24, 0, "own")]
+    coded, plain, refined, own = growth.passes(tfkit.load(), frames=1, plans=plans)
+    assert all(row.name.startswith("24 passes") for row in (plain, refined, own))
     assert plain.value < refined.value < coded.value + 0.5
+    assert own.value != plain.value and abs(own.value - plain.value) < 2
 
 
 def test_the_shares_of_a_step_add_up(pipeline_folder, monkeypatch):

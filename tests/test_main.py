@@ -67,6 +67,18 @@ def test_an_inversion_can_be_refined(video, tmp_path, capsys):
     assert "fixed_point=-1" in capsys.readouterr().err
 
 
+def test_a_video_can_be_prepared_for_its_edit_while_it_is_inverted(video, tmp_path, capsys):
+    make = ["edit", str(video), "a dog", "--frames", "3", "--steps", "2", "--size", "32", "--quiet"]
+    make += ["--interval", "2", "--seed", "3", "--prepare", "--output", str(tmp_path / "o.gif")]
+    assert main([*make, "--trajectory", str(tmp_path / "kept")]) == 0
+    source = tfkit.open_trajectory(tmp_path / "kept")
+    (key,) = source.cache.sizes()
+    assert all(source.cache.get(key, t) is not None for t in source.timesteps)
+    capsys.readouterr()
+    assert main([*make, "--propagation", "per-frame"]) == 2
+    assert "nothing to prepare for it" in capsys.readouterr().err
+
+
 def test_words_outside_the_menagerie_are_mentioned(video, tmp_path, capsys):
     main(["edit", str(video), "a dragon on snow", "--frames", "1", "--steps", "1", "--size", "32",
           "--quiet", "--output", str(tmp_path / "o.mp4")])  # fmt: skip

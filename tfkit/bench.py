@@ -3,6 +3,7 @@
 `python -m tfkit bench` prints the table. Medians by torch.utils.benchmark; about ten minutes.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -114,11 +115,37 @@ def further(model: LatentDiffusion, frames: int = 16, steps: int = 3) -> Iterato
         yield Row(name, took, took / passes, of)
 
 
+def whole(model: LatentDiffusion, frames: int = 16, steps: int = 50) -> Iterator[Row]:
+    """From a video to its edit, prepared while it is inverted: plain passes over all frames."""
+    clip = film("a striped orange fox on grass", frames=frames)
+    clean, text, way = model.encode(clip), model.embed(clip.caption), TokenFlow(interval=8)
+
+    def plain() -> float:
+        return seconds(lambda: model.predict_noise(clean, 501, text))
+
+    before, start = plain(), time.perf_counter()
+    source = invert(
+        model, clean, clip.caption, steps=steps, noise_at="own", progress=False,
+        prepare=Preparation(propagation=way),
+    )  # fmt: skip
+    inverted = time.perf_counter()
+    EditSession(model, source, "a fox at night", propagation=way).step(steps)
+    edited = time.perf_counter()
+    one = (before + plain()) / 2
+    yield Row(f"a plain pass over all frames ({frames}), before and after", one)
+    for name, took in (
+        (f"invert in {steps} steps, and prepare", inverted - start),
+        (f"edit in {steps} steps, interval 8", edited - inverted),
+        ("both", edited - start),
+    ):
+        yield Row(f"{name}, not coded", took, took / one, "a plain pass")
+
+
 def run() -> None:
     """Prints every comparison as it is made."""
     model = load()
     print(f"{model.device}, {model.dtype}, {torch.get_num_threads()} threads; medians")
-    for part in (features, editing, further, *growth.PARTS, full_size.on_gpu):
+    for part in (features, editing, further, whole, *growth.PARTS, full_size.on_gpu):
         print(f"\n{(part.__doc__ or '').splitlines()[0]}")
         for row in part(model):
             print(row, flush=True)

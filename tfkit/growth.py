@@ -17,7 +17,7 @@ import torch
 from torch.autograd.profiler import profile
 
 from tfkit.diffusion import LatentDiffusion
-from tfkit.inversion import invert, reconstruct
+from tfkit.inversion import NoiseAt, invert, reconstruct
 from tfkit.keyframes import seams
 from tfkit.loading import load
 from tfkit.memory import peak_memory
@@ -61,8 +61,11 @@ def _step(model: LatentDiffusion, clip: Clip, way: TokenFlow, name: str) -> Row:
     return Row(f"an edit step, {name}", took, took / plain, "a plain pass over all frames")
 
 
-Plans = Sequence[tuple[int, int]]  # steps, fixed-point refinements of each
-PLANS: Plans = (50, 0), (500, 0), (12, 3), (16, 2), (25, 1)
+Plans = Sequence[tuple[int, int, NoiseAt]]  # steps, fixed-point refinements of each, noise_at
+PLANS: Plans = (
+    (50, 0, "next"), (50, 0, "own"), (500, 0, "next"), (12, 3, "next"), (16, 2, "next"),
+    (25, 1, "next"),
+)  # fmt: skip
 
 
 def passes(model: LatentDiffusion, frames: int = 4, plans: Plans = PLANS) -> Iterator[Row]:
@@ -70,11 +73,13 @@ def passes(model: LatentDiffusion, frames: int = 4, plans: Plans = PLANS) -> Ite
     clip = film(CAPTION, frames=frames)
     coded = psnr(model.decode(model.encode(clip), size=size_of(clip.frames)), clip)
     yield Row("PSNR of the VAE alone", coded, unit="dB")
-    for steps, fixed_point in plans:
-        source = invert(model, clip, CAPTION, steps=steps, fixed_point=fixed_point, progress=False)
+    for steps, fixed_point, at in plans:
+        source = invert(
+            model, clip, CAPTION, steps=steps, fixed_point=fixed_point, noise_at=at, progress=False
+        )
         back = psnr(reconstruct(model, source, progress=False), clip)
         cost = steps * (1 + fixed_point)
-        name = f"{cost} passes: {steps} steps, {fixed_point} fixed-point refinements each"
+        name = f"{cost} passes: {steps} steps, {fixed_point} refinements each, noise at {at} level"
         yield Row(name, back, unit="dB")
 
 
