@@ -181,6 +181,20 @@ def test_a_clip_is_inverted_once_and_only_where_needed(evaluate, monkeypatch, tm
     assert inverted == [task.caption for task in TASKS[:2]]
     evaluate(methods, TASKS, brightness, folder=tmp_path, inversion={"fixed_point": 1})
     assert inverted == [task.caption for task in TASKS]
+    evaluate(methods, TASKS, brightness, folder=tmp_path, inversion={"fixed_point": 1, "batch": 2})
+    assert inverted == [task.caption for task in TASKS]
+
+
+def test_a_clip_can_be_prepared_for_its_edits(evaluate, tmp_path):
+    """Which is faster, and the same; another noise is another inversion."""
+    way = {"propagation": tfkit.TokenFlow(interval=2)}
+    options = {"metrics": brightness, "folder": tmp_path}
+    ready = {"noise_at": "own", "prepare": tfkit.Preparation(**way)}
+    made = evaluate({"flow": way}, TASKS[:1], inversion=ready, **options)
+    again = evaluate({"flow": way}, TASKS[:1], inversion={"noise_at": "own"}, **options)
+    pd.testing.assert_frame_equal(made, again)  # with the seconds of then: found, not made
+    other = evaluate({"flow": way}, TASKS[:1], **options)
+    assert (other.value - made.value).abs().min() > 0
 
 
 # --- Resuming ---

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tfkit.editing import edit
-from tfkit.inversion import invert
 from tfkit.menagerie.tasks import Change, Task
 from tfkit.methods import Method
 from tfkit.protocols import Propagation
@@ -16,7 +15,7 @@ from tfkit.scores import METRICS
 from tfkit.video import Clip
 
 _EDIT = set(inspect.signature(edit).parameters) - {"model", "source", "prompt", "progress"}
-INVERSION = {"fixed_point", "control", "batch"} & set(inspect.signature(invert).parameters)
+INVERSION = {"fixed_point", "noise_at", "prepare", "control", "batch"}
 
 
 def check_names(what: str, given: Iterable[str], known: set[str]) -> None:

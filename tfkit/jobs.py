@@ -182,7 +182,7 @@ class Bench:
         job = self.job
         if job.folder is None:
             return self._make(prompt, how, {}, {"level": -1, "scores": {}})
-        of = describe(self._origin() | {"prompt": prompt, "edit": _without_batch(how)})
+        of = describe(self._origin() | {"prompt": prompt, "edit": _that_matter(how)})
         key = key_of(of)
         own = {name: key_of(metric) for name, metric in job.own.items()}
         old = read_record(job.folder, key, FIELDS) or {"level": -1, "own": {}, "scores": {}}
@@ -223,7 +223,7 @@ class Bench:
         return {
             "tfkit": __version__, "model": [model.name, model.fingerprint(), str(model.dtype)],
             "judge": [job.judge, self.weights], "flow": job.flow, "tokens": job.tokens,
-            "steps": job.steps, "inversion": _without_batch(job.inversion),
+            "steps": job.steps, "inversion": _that_matter(job.inversion),
             "clip": [self._clip().caption, key_of(self._clip())],
         }  # fmt: skip
 
@@ -250,11 +250,11 @@ class Bench:
         return TokenReader(self.model, *given)
 
 
-def _without_batch(settings: Mapping | Callable) -> Mapping | Callable:
-    """Settings but for the batch: it changes speed and memory, not the result."""
+def _that_matter(settings: Mapping | Callable) -> Mapping | Callable:
+    """Settings but for those that change speed and memory, and not the result."""
     if not isinstance(settings, Mapping):
         return settings
-    return {name: value for name, value in settings.items() if name != "batch"}
+    return {name: value for name, value in settings.items() if name not in ("batch", "prepare")}
 
 
 def _plain(value: Score | float | int | Tensor) -> dict:
