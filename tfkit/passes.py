@@ -20,8 +20,8 @@ from tfkit import hooks
 from tfkit.attention import FlowAttention
 from tfkit.diffusion import LatentDiffusion
 from tfkit.methods import Method, Moment, injection
-from tfkit.protocols import Features, Propagation
-from tfkit.source_cache import KeptStep, StepWriter
+from tfkit.protocols import Propagation
+from tfkit.source_cache import Features, KeptStep, StepWriter
 from tfkit.trajectory import Trajectory
 
 

@@ -4,7 +4,7 @@ A propagation says which keyframes it wants, gives the processor that computes s
 orders the passes of one denoising step; those there are lie in propagation.py.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tfkit.keyframes import Block, Neighbors, key_blocks
 from tfkit.settings import check_whole
+from tfkit.source_cache import Features
 
-Features = Mapping[str, Tensor]  # by the module's name, (n, ...)
 Pass = Callable[[Tensor], Tensor]  # frames (n,) -> their guided noise (n, c, h, w)
 
 

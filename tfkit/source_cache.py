@@ -22,7 +22,7 @@ from tfkit.files import load_tensors, save_tensors
 BUDGET = 2**30  # bytes: 16 frames of the menagerie in 50 steps take 45 MB
 PART = 64  # frames in a part, at least: what is held until it is written
 
-Features = dict[str, Tensor]  # by name, over frames; "frames" says which
+Features = Mapping[str, Tensor]  # by the module's name, (n, ...); "frames" says which
 INDEX = None  # the part that says which frames the others have, under the names of all features
 
 

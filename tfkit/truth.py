@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tfkit.attention import NONE, FlowAttention
 from tfkit.propagation import TokenFlow
-from tfkit.protocols import Features, Passes
+from tfkit.protocols import Passes
+from tfkit.source_cache import Features
 from tfkit.tracks import Size, follow_flow, grid_of, token_centers
 from tfkit.video import Clip, size_of
 
