@@ -41,7 +41,7 @@ NoiseAt = Literal["next", "own"]
 
 @runtime_checkable
 class SourceReader(Protocol):
-    """Reads of a source what edits will need of it, as :class:`tfkit.steps.Steps` does."""
+    """Reads of a source what edits will need of it, as the steps of an edit do."""
 
     def source_noise(self, t: int, marks: str | None, batch: int, tick: Tick) -> Tensor | None:
         """The noise (f, c, h, w) of the source at a timestep, from the passes that read it.
