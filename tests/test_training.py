@@ -1,6 +1,7 @@
 """The recipe, on a budget of seconds: it runs, resumes, and leaves a folder others can load."""
 
 import json
+import os
 import random
 import shutil
 from types import SimpleNamespace
@@ -152,3 +153,28 @@ def test_each_word_is_one_token_and_other_words_are_letters(tmp_path):
     assert all(len(i) == 3 for i in ids)
     assert len({i[1] for i in ids}) == len(words)
     assert len(tokenizer("a zyx").input_ids) == 2 + 1 + 3
+
+
+@pytest.mark.parametrize("survives", range(3))
+def test_a_state_that_cannot_be_written_leaves_the_last_one_whole(tmp_path, monkeypatch, survives):
+    """The weights, their counts and the ledger: the disk is full after so many of the three."""
+    args = SimpleNamespace(work=tmp_path, out=tmp_path / "out", resume=False, device="cpu")
+    run = Run("unet", torch.nn.Linear(2, 2), args, rate=1e-4)
+    run.save()
+    run.step, written, fsync = 7, [], os.fsync
+
+    def full(file):
+        written.append(file)
+        if len(written) > survives:
+            raise OSError(28, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.save()
+    args.resume = True
+    again = Run("unet", torch.nn.Linear(2, 2), args, rate=1e-4)
+    assert again.step == (7 if survives > 1 else 0)
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value)
+    assert not [path for path in tmp_path.rglob("*") if "new-" in path.name]

@@ -14,6 +14,7 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor
 
+from tfkit.atomic import replacing
 from tfkit.menagerie import casting, vocabulary, world
 
 NATURAL = 0.2  # share of dead-leaves and 1/f images
@@ -67,14 +68,13 @@ def dataset(work: Path, count: int, *, evaluation: bool = False) -> tuple[Tensor
     if not path.exists():
         jobs = [delayed(_still)(description, seed) for seed, description in chosen]
         jobs += [delayed(_natural)(first_seed + i) for i in range(natural)]
-        part = path.with_suffix(".part.npy")
         shape = (count, 3, casting.SIZE, casting.SIZE)
-        frames = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
         drawn = Parallel(n_jobs=-1, batch_size=64, return_as="generator")(jobs)
-        for i, frame in enumerate(drawn):
-            frames[i] = frame
-        frames.flush()
-        part.rename(path)
+        with replacing(path) as part:
+            frames = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+            for i, frame in enumerate(drawn):
+                frames[i] = frame
+            frames.flush()
     return torch.from_numpy(np.load(path, mmap_mode="c")), [d for _, d in chosen]
 
 
@@ -88,8 +88,8 @@ def part_labels(work: Path, count: int) -> Tensor:
     if not path.exists():
         jobs = [delayed(_parts)(description, seed) for seed, description in chosen]
         labels = np.stack(Parallel(n_jobs=-1, batch_size=64)(jobs))
-        np.save(path.with_suffix(".part.npy"), labels)
-        path.with_suffix(".part.npy").rename(path)
+        with replacing(path) as part:
+            np.save(part, labels)
     return torch.from_numpy(np.load(path))
 
 

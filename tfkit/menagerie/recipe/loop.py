@@ -11,6 +11,8 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tfkit.atomic import replacing
+
 
 class Run:
     """One stage's training. What it took so far stands in training.json beside the weights."""
@@ -62,14 +64,16 @@ class Run:
                 state[f"m.{i}"] = self.optimizer.state[p]["exp_avg"]
                 state[f"v.{i}"] = self.optimizer.state[p]["exp_avg_sq"]
         state = {k: v.detach().clone().contiguous() for k, v in state.items()}
-        save_file(state, self.path.with_suffix(".part"))
-        self.path.with_suffix(".part").rename(self.path)
+        with replacing(self.path) as part:
+            save_file(state, part)
         spent = {
             "minutes": self.seconds / 60, "steps": self.step, "samples": self.samples,
             "device": self._device(), **figures,
         }  # fmt: skip
-        self.path.with_suffix(".json").write_text(json.dumps(spent))
-        self.ledger.write_text(json.dumps(self._read_ledger() | {self.name: spent}, indent=2))
+        ledger = self._read_ledger() | {self.name: spent}
+        for path, values in ((self.path.with_suffix(".json"), spent), (self.ledger, ledger)):
+            with replacing(path) as part:
+                part.write_text(json.dumps(values, indent=2))
 
     def _device(self) -> str:
         if self.args.device.startswith("cuda"):
