@@ -260,8 +260,8 @@ def test_no_budget_prepares_nothing(model, latents, plain):
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        source = prepared(model, latents, Nothing(propagation=WAY))
-    assert not source.cache.sizes()
+        source, passes = counted(model, prepared, latents, Nothing(propagation=WAY))
+    assert passes == STEPS * FRAMES and not source.cache.sizes()
     same_levels(source, plain)
 
 

@@ -82,8 +82,11 @@ class Steps:
         self.check_preparable()
         attention, count = self.plan.propagation.attention(1, True), len(self.timesteps)
         for step in tqdm(range(start, count), desc="prepare", disable=not progress):
-            if self._of_source(step, SourcePasses).known is not None:
+            first = self._of_source(step, SourcePasses)
+            if first.known is not None:
                 continue
+            if first.keeps is None:
+                break
 
             def read(batch: int, step: int = step) -> StepPasses:
                 passes = self._of_source(step, SourcePasses)
@@ -92,7 +95,7 @@ class Steps:
 
             with hooks.processor(self.model.unet, attention), at_step(step, count):
                 passes, batch = fitting(read, batch)
-            if self._keep(passes, count - step) is False:
+            if not self._keep(passes, count - step):
                 break
         return batch
 
@@ -112,11 +115,12 @@ class Steps:
         them by; what they read is kept.
 
         None where the passes differ from the plain ones of an inversion under ``marks``: of a
-        propagation that alters the source, of another ControlNet; and where no step is at ``t``.
+        propagation that alters the source, of another ControlNet; where no step is at ``t``; and
+        where nothing may be kept.
         """
         way = self.plan.propagation
         plain = isinstance(way, Carrying) and not way.alters_source
-        if t not in self.timesteps or not plain or self.marks != marks:
+        if t not in self.timesteps or not plain or self.marks != marks or not self._room:
             return None
         step, attention = self.timesteps.index(t), way.attention(1, True)
         passes = self._of_source(step, InvertingPasses)
@@ -130,6 +134,11 @@ class Steps:
     def marks(self) -> str | None:
         """What the method does to the source's branch, in its own words."""
         return self.plan.method.marks_source(self.prepared)
+
+    @property
+    def _room(self) -> bool:
+        """Whether anything of the source may be kept."""
+        return self.source.cache.budget > 0
 
     def _of_source(self, step: int, kind: type[StepPasses]) -> StepPasses:
         """The passes of a step over the source alone."""
@@ -146,7 +155,7 @@ class Steps:
             known = cache.get(*where)
             if known is not None and passes.needed() <= known.names:
                 passes.known = known
-            elif cache.budget > 0:
+            elif self._room:
                 passes.keeps = StepWriter(cache, *where, self.source_key not in cache.sizes())
         return passes
 
@@ -178,15 +187,14 @@ class Steps:
         row = self.rows[self.first + step]
         return self.plan.propagation.predict(passes, attention, len(self.source), row, batch)
 
-    def _keep(self, passes: StepPasses, left: int) -> bool | None:
+    def _keep(self, passes: StepPasses, left: int) -> bool:
         """Keeps what was read of the source in a step, for edits to come, while there is room.
 
-        left: steps that are yet to be kept, with this one. Returns whether it is kept; None where
-        there is nothing to keep.
+        left: steps that are yet to be kept, with this one. Returns whether it is kept now.
         """
         writer, cache = passes.keeps, self.source.cache
         if writer is None:
-            return None
+            return False
         kept = writer.finish()
         one = cache.sizes()[writer.key] if kept else writer.bytes
         whole = left * one
