@@ -65,15 +65,18 @@ torch.set_num_threads(1)
 pipeline, place, kills = *sys.argv[2:4], int(sys.argv[4])
 model = tfkit.load(pipeline, device="cpu", dtype=torch.float32)
 latents, quiet = moving_latents(3, 8, 8), {"progress": False}
+way, how = tfkit.TokenFlow(interval=2), {}
+if sys.argv[5] == "True":
+    how = {"noise_at": "own", "prepare": tfkit.Preparation(propagation=way)}
 
 def work():
-    source = tfkit.invert(model, latents, "a cat", steps=4, folder=place + "/source", **quiet)
-    tfkit.edit(model, source, "a dog", propagation=tfkit.TokenFlow(interval=2),
-               folder=place + "/edit", **quiet)
+    options = {"folder": place + "/source"} | how | quiet
+    source = tfkit.invert(model, latents, "a cat", steps=4, **options)
+    tfkit.edit(model, source, "a dog", propagation=way, folder=place + "/edit", **quiet)
 
 def killing(draw):
     # A moment in a pass, or before or after a file is flushed or takes its name.
-    left = {"pass": -1, "file": -1} | {draw.choice(["pass", "file"]): draw.randrange(12)}
+    left = {"pass": -1, "file": -1} | {draw.choice(["pass", "file"]): draw.randrange(8)}
     def passed(kind):
         left[kind] -= 1
         if left[kind] == -1:
@@ -110,12 +113,18 @@ print(killed)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("prepared", [False, True])
 def test_killed_at_twenty_moments_it_ends_as_if_never_killed(
-    model, pipeline_folder, expected, source, tmp_path
+    model, pipeline_folder, latents, tmp_path, prepared
 ):
-    """SIGKILL in passes and around every write, in the inversion, the edit and what it keeps."""
+    """SIGKILL in passes and around every write, in the inversion, the edit and what is kept for it:
+    at its first use, or prepared while inverting."""
     here = Path(__file__).parent
-    command = [sys.executable, "-c", KILLED, here, pipeline_folder, tmp_path, "20"]
+    ready = tfkit.Preparation(propagation=tfkit.TokenFlow(interval=2))
+    how = {"noise_at": "own", "prepare": ready} if prepared else {}
+    source = invert(model, latents, "a cat", steps=STEPS, **how, **QUIET)
+    expected = edited(model, source, None)
+    command = [sys.executable, "-c", KILLED, here, pipeline_folder, tmp_path, "20", str(prepared)]
     done = subprocess.run(
         list(map(str, command)), cwd=here.parent, capture_output=True, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
