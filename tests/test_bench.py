@@ -54,11 +54,11 @@ def test_growth_is_relative_to_plain_passes(pipeline_folder, monkeypatch, part):
 
 
 def test_more_passes_of_inversion_leave_more_of_the_video():
-    plans = [(24, 0, "next"), (6, 3, "next"), (24, 0, "own")]
-    coded, plain, refined, own = growth.passes(tfkit.load(), frames=1, plans=plans)
-    assert all(row.name.startswith("24 passes") for row in (plain, refined, own))
+    plans = [(24, 0, "next"), (6, 3, "next"), (24, 0, "extrapolated")]
+    coded, plain, refined, ahead = growth.passes(tfkit.load(), frames=1, plans=plans)
+    assert all(row.name.startswith("24 passes") for row in (plain, refined, ahead))
     assert plain.value < refined.value < coded.value + 0.5
-    assert own.value != plain.value and abs(own.value - plain.value) < 2
+    assert plain.value < ahead.value < coded.value + 0.5
 
 
 def test_the_shares_of_a_step_add_up(pipeline_folder, monkeypatch):

@@ -67,7 +67,7 @@ model = tfkit.load(pipeline, device="cpu", dtype=torch.float32)
 latents, quiet = moving_latents(3, 8, 8), {"progress": False}
 way, how = tfkit.TokenFlow(interval=2), {}
 if sys.argv[5] == "True":
-    how = {"noise_at": "own", "prepare": tfkit.Preparation(propagation=way)}
+    how = {"predictor": "extrapolated", "prepare": tfkit.Preparation(propagation=way)}
 
 def work():
     options = {"folder": place + "/source"} | how | quiet
@@ -121,7 +121,7 @@ def test_killed_at_twenty_moments_it_ends_as_if_never_killed(
     at its first use, or prepared while inverting."""
     here = Path(__file__).parent
     ready = tfkit.Preparation(propagation=tfkit.TokenFlow(interval=2))
-    how = {"noise_at": "own", "prepare": ready} if prepared else {}
+    how = {"predictor": "extrapolated", "prepare": ready} if prepared else {}
     source = invert(model, latents, "a cat", steps=STEPS, **how, **QUIET)
     expected = edited(model, source, None)
     command = [sys.executable, "-c", KILLED, here, pipeline_folder, tmp_path, "20", str(prepared)]

@@ -189,9 +189,9 @@ def test_a_clip_can_be_prepared_for_its_edits(evaluate, tmp_path):
     """Which is faster, and the same; another noise is another inversion."""
     way = {"propagation": tfkit.TokenFlow(interval=2)}
     options = {"metrics": brightness, "folder": tmp_path}
-    ready = {"noise_at": "own", "prepare": tfkit.Preparation(**way)}
+    ready = {"predictor": "extrapolated", "prepare": tfkit.Preparation(**way)}
     made = evaluate({"flow": way}, TASKS[:1], inversion=ready, **options)
-    again = evaluate({"flow": way}, TASKS[:1], inversion={"noise_at": "own"}, **options)
+    again = evaluate({"flow": way}, TASKS[:1], inversion={"predictor": "extrapolated"}, **options)
     pd.testing.assert_frame_equal(made, again)  # with the seconds of then: found, not made
     other = evaluate({"flow": way}, TASKS[:1], **options)
     assert (other.value - made.value).abs().min() > 0

@@ -17,7 +17,7 @@ ORDER = [
     "checks", "memory", "overflow", "progress", "hooks", "prompts", "autoencoder",
     "noise_schedule", "diffusion", "sampling", "libraries", "finding", "loading",
     "files", "source_cache", "lineage", "trajectory", "methods", "conditions",
-    "control", "adapters", "inversion", "token_folder", "tokens", "correspondence",
+    "control", "adapters", "ascent", "inversion", "token_folder", "tokens", "correspondence",
     "tracks", "pca", "keyframes", "attention", "swapping", "protocols", "propagation",
     "truth",
     "passes", "steps", "planning", "preparation", "checkpoints", "history", "carried", "session",

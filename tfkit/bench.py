@@ -97,8 +97,8 @@ def further(model: LatentDiffusion, frames: int = 16, steps: int = 3) -> Iterato
 
     def inverted(**settings: Any) -> Trajectory:
         return invert(
-            model, source.clean, clip.caption, steps=steps, noise_at="own", progress=False,
-            **settings,
+            model, source.clean, clip.caption, steps=steps, predictor="extrapolated",
+            progress=False, **settings,
         )  # fmt: skip
 
     jobs: dict[str, Callable[[], object]] = {
@@ -125,7 +125,7 @@ def whole(model: LatentDiffusion, frames: int = 16, steps: int = 50) -> Iterator
 
     before, start = plain(), time.perf_counter()
     source = invert(
-        model, clean, clip.caption, steps=steps, noise_at="own", progress=False,
+        model, clean, clip.caption, steps=steps, predictor="extrapolated", progress=False,
         prepare=Preparation(propagation=way),
     )  # fmt: skip
     inverted = time.perf_counter()

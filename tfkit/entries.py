@@ -15,7 +15,7 @@ from tfkit.scores import METRICS
 from tfkit.video import Clip
 
 _EDIT = set(inspect.signature(edit).parameters) - {"model", "source", "prompt", "progress"}
-INVERSION = {"fixed_point", "noise_at", "prepare", "control", "batch"}
+INVERSION = {"fixed_point", "predictor", "prepare", "control", "batch"}
 
 
 def check_names(what: str, given: Iterable[str], known: set[str]) -> None:

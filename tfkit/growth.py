@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch.autograd.profiler import profile
 
+from tfkit.ascent import Predictor
 from tfkit.diffusion import LatentDiffusion
-from tfkit.inversion import NoiseAt, invert, reconstruct
+from tfkit.inversion import invert, reconstruct
 from tfkit.keyframes import seams
 from tfkit.loading import load
 from tfkit.memory import peak_memory
@@ -61,10 +62,10 @@ def _step(model: LatentDiffusion, clip: Clip, way: TokenFlow, name: str) -> Row:
     return Row(f"an edit step, {name}", took, took / plain, "a plain pass over all frames")
 
 
-Plans = Sequence[tuple[int, int, NoiseAt]]  # steps, fixed-point refinements of each, noise_at
+Plans = Sequence[tuple[int, int, Predictor]]  # steps, fixed-point refinements of each, predictor
 PLANS: Plans = (
-    (50, 0, "next"), (50, 0, "own"), (500, 0, "next"), (12, 3, "next"), (16, 2, "next"),
-    (25, 1, "next"),
+    (50, 0, "next"), (50, 0, "extrapolated"), (500, 0, "next"), (12, 3, "next"), (16, 2, "next"),
+    (25, 1, "next"), (25, 1, "extrapolated"),
 )  # fmt: skip
 
 
@@ -73,13 +74,14 @@ def passes(model: LatentDiffusion, frames: int = 4, plans: Plans = PLANS) -> Ite
     clip = film(CAPTION, frames=frames)
     coded = psnr(model.decode(model.encode(clip), size=size_of(clip.frames)), clip)
     yield Row("PSNR of the VAE alone", coded, unit="dB")
-    for steps, fixed_point, at in plans:
+    for steps, fixed_point, predictor in plans:
         source = invert(
-            model, clip, CAPTION, steps=steps, fixed_point=fixed_point, noise_at=at, progress=False
-        )
+            model, clip, CAPTION, steps=steps, fixed_point=fixed_point, predictor=predictor,
+            progress=False,
+        )  # fmt: skip
         back = psnr(reconstruct(model, source, progress=False), clip)
         cost = steps * (1 + fixed_point)
-        name = f"{cost} passes: {steps} steps, {fixed_point} refinements each, noise at {at} level"
+        name = f"{cost} passes: {steps} steps, {fixed_point} refinements each, {predictor}"
         yield Row(name, back, unit="dB")
 
 

@@ -1,59 +1,33 @@
 """DDIM both ways: from a video to its noise, and back.
 
 DDIM's step (sampling.py) runs along the schedule in either direction. Sampling takes the noise at
-the point it comes from; inverting does not know that point yet, and takes the noise at the one it
-comes from in its stead, at the timestep it goes to or at its own. The fixed-point refinement
-evaluates it at the point it leads to, which is what sampling will see.
+the point it comes from, which inverting is yet to find: see ascent.py.
 Memory: the latents of every level (in a folder: of two), and one batch of activations.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tfkit.ascent import Ascent, Predict, Predictor, SourceReader
 from tfkit.checks import check_frames, check_latents
 from tfkit.conditions import latent_depth
 from tfkit.control import Controlled, ControlNet
 from tfkit.diffusion import LatentDiffusion, check_depth
 from tfkit.lineage import lineage_of
-from tfkit.memory import fitting
 from tfkit.methods import Moment
-from tfkit.progress import stepping
 from tfkit.reading import VideoFile
-from tfkit.sampling import at_step, ddim_step, sample
+from tfkit.sampling import sample
 from tfkit.settings import check_choice, check_whole
 from tfkit.source_cache import SourceCache
 from tfkit.trajectory import CLEAN, Folder, Origin, Trajectory, claim, digest, write_conditions
 from tfkit.video import Clip, size_of
-
-Predict = Callable[[int, Tensor, Tensor], Tensor]  # (t, latents, frames) -> noise
-Tick = Callable[[int], object]  # is told how many frames are done
-NoiseAt = Literal["next", "own"]
-
-
-@runtime_checkable
-class SourceReader(Protocol):
-    """Reads of a source what edits will need of it, as the steps of an edit do."""
-
-    def source_noise(self, t: int, marks: str | None, batch: int, tick: Tick) -> Tensor | None:
-        """The noise (f, c, h, w) of the source at a timestep, from the passes that read it.
-
-        None where an edit needs nothing of that timestep, or other passes than an inversion's
-        under ``marks`` (of :meth:`tfkit.methods.Method.marks_source`).
-        """
-        ...
-
-    def read_source(self, batch: int, *, progress: bool) -> int:
-        """Reads what is still lacking; returns the batch that fitted into memory."""
-        ...
 
 
 @runtime_checkable
@@ -76,7 +50,7 @@ def invert(
     *,
     steps: int = 50,
     fixed_point: int = 0,
-    noise_at: NoiseAt = "next",
+    predictor: Predictor = "next",
     prepare: Prepares | None = None,
     depth: Tensor | None = None,
     control: ControlNet | None = None,
@@ -89,11 +63,12 @@ def invert(
     frames_or_latents: (f, 3, h, w) in [0, 1], (f, 4, h, w) latents, a Clip, or a file opened with
     :func:`tfkit.open_video`, which is read as it goes. prompt: a description of the video.
     fixed_point: how often each step is refined, one more pass each time; 2 or 3 are worth it.
-    noise_at: the timestep that a step's noise is predicted at: that of the "next" level, which it
-    leads to, as the authors and diffusers do, or the level's "own". prepare: what is read of the
-    video for edits to come (:class:`tfkit.Preparation`), so that no edit that fits it pays for the
-    source. With noise_at="own" inversion's own passes read it, and 50 steps invert as well; 10 do
-    not: 2 to 4 dB are lost there.
+    predictor: a step's noise at first: "next", the model's at the level it comes from and the
+    timestep it goes to, as the authors and diffusers have it; or "extrapolated", along the line
+    through the model's noise at the last two levels and their own timesteps, which costs the same
+    passes and brings more of the video back. prepare: what is read of the video for edits to come
+    (:class:`tfkit.Preparation`), so that no edit that fits it pays for the source; the passes of
+    "extrapolated" read it by the way.
     depth: (f, h, w), larger is nearer, for a model that reads depth. control: invert under a
     ControlNet, as the authors do; reconstruct under it too. folder: where the levels are kept; a
     run that was killed goes on there. batch: frames in a pass; it changes speed and memory, not the
@@ -103,7 +78,7 @@ def invert(
     """
     given, size = _checked(frames_or_latents)
     check_whole("fixed_point", fixed_point, least=0)
-    check_choice("noise_at", noise_at, get_args(NoiseAt))
+    check_choice("predictor", predictor, get_args(Predictor))
     if isinstance(prepare, type) or not isinstance(prepare, Prepares | None):
         raise ValueError(f"prepare={prepare!r}: expected a tfkit.Preparation(...), or None")
     check_whole("batch", batch)
@@ -120,7 +95,7 @@ def invert(
                 under.append(f"{controlled.fingerprint()} {control.scale} {control.until}")
             origin = Origin(
                 digest(_chunks(given, batch)), tuple(given.shape), model.fingerprint(),
-                str(model.dtype), prompt, timesteps, int(fixed_point), ", ".join(under), noise_at,
+                str(model.dtype), prompt, timesteps, int(fixed_point), ", ".join(under), predictor,
             )  # fmt: skip
             levels = held.enter_context(claim(folder, origin, lineage, model.device))
             if conditions:
@@ -136,74 +111,11 @@ def invert(
         reader = None if prepare is None else prepare.reader(model, source)
         predict = _predictor(model, source, text, control, controlled)
         marks = control.marks_source(controlled) if control and controlled else ""
-        ascent = _Ascent(model, predict, fixed_point, noise_at, reader, marks)
+        ascent = Ascent(model, predict, fixed_point, predictor, reader, marks)
         batch = ascent.climb(levels, timesteps, batch, progress)
         if reader is not None:
             reader.read_source(batch, progress=progress)
     return source
-
-
-@dataclass(frozen=True, eq=False)
-class _Ascent:
-    """The way from the clean latents to the noise. marks: of what is inverted under."""
-
-    model: LatentDiffusion
-    predict: Predict
-    fixed_point: int
-    noise_at: NoiseAt
-    reader: SourceReader | None
-    marks: str | None
-
-    def climb(
-        self,
-        levels: dict[int, Tensor] | Folder,
-        timesteps: tuple[int, ...],
-        batch: int,
-        progress: bool,
-    ) -> int:
-        """Computes the levels that a trajectory lacks, upwards from the highest that is there.
-
-        Returns the batch that fitted into memory.
-        """
-        upwards = timesteps[::-1]
-        first = next((i for i, t in enumerate(upwards) if t not in levels), len(upwards))
-        x = levels[upwards[first - 1] if first else CLEAN]
-        with stepping("invert", len(upwards), first, len(x), show=progress) as begin:
-            for i in range(first, len(upwards)):
-                t, before, tick = upwards[i], upwards[i - 1] if i else None, begin(i)
-                up = partial(self._level, x, before, t, tick)
-                with at_step(i, len(upwards)):
-                    x, batch = fitting(up, batch)
-                levels[t] = x
-            begin(len(upwards))
-        return batch
-
-    @torch.no_grad()
-    def _level(self, x: Tensor, before: int | None, t: int, tick: Tick, batch: int) -> Tensor:
-        """All frames one step towards the noise, from level ``before`` (None: clean) to ``t``."""
-        a_from, a_to, parts = self.model.alpha(before), self.model.alpha(t), []
-        noise = self._noise(x, before, t, tick, batch)
-        for frames in torch.arange(len(x), device=x.device).split(batch):
-            here = x[frames]
-            there = ddim_step(here, noise[frames], a_from, a_to)
-            for _ in range(self.fixed_point):
-                there = ddim_step(here, self.predict(t, there, frames), a_from, a_to)
-            parts.append(there)
-        return torch.cat(parts)
-
-    def _noise(self, x: Tensor, before: int | None, t: int, tick: Tick, batch: int) -> Tensor:
-        """The noise that a step begins with."""
-        if self.noise_at == "own" and before is not None:  # the clean level has no timestep
-            t = before
-            if self.reader is not None:
-                noise = self.reader.source_noise(t, self.marks, batch, tick)
-                if noise is not None:
-                    return noise.to(x)
-        parts = []
-        for frames in torch.arange(len(x), device=x.device).split(batch):
-            parts.append(self.predict(t, x[frames], frames))
-            tick(len(frames))
-        return torch.cat(parts)
 
 
 def _chunks(given: Tensor | VideoFile, batch: int, progress: bool = False) -> Iterable[Tensor]:

@@ -1,7 +1,8 @@
 """Prepared while inverted: what edits will read of a video, out of inversion's own passes.
 
 A source's features at a level come from the UNet's pass over the level at its own timestep. Where
-inversion steps by the noise of that very pass (``noise_at="own"``), the pass is made once for both.
+inversion steps by the noise of that very pass (``predictor="extrapolated"``), it is made once for
+both.
 Memory: what the source's cache may hold, and one batch of activations.
 """
 

@@ -42,7 +42,7 @@ class Origin:
     timesteps: tuple[int, ...]  # descending
     fixed_point: int
     conditions: str = ""  # digest of what it was inverted under; empty: of nothing
-    noise_at: str = "next"  # the timestep of a step's noise: see tfkit.invert
+    predictor: str = "next"  # what a step's noise is at first: see tfkit.invert
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -214,9 +214,8 @@ _NAMES = {
     "timesteps": "schedule",
     "shape": "size",
     "conditions": "condition",
-    "noise_at": "noise_at",
 }
-_UNSAID = {"noise_at": "next"}  # by folders that are older than the setting
+_UNSAID = {"predictor": "next"}  # by folders that are older than the setting
 
 
 def _manifest(path: Path) -> tuple[Origin, Lineage | None]:
