@@ -19,8 +19,13 @@ import jaxtyping  # noqa: E402
 # Before tfkit is imported: every annotated shape and type is then checked at run time.
 jaxtyping.install_import_hook("tfkit", "beartype.beartype")
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("tfkit", deadline=None)
+hypothesis.settings.load_profile("tfkit")
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

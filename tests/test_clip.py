@@ -10,10 +10,14 @@ from clips import bare, moving
 from PIL import Image
 from pipelines import _write_tokenizer
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import tfkit
 from tfkit import clip
+
+try:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+except ImportError:  # before transformers 5 there is only one, and it is this
+    from transformers import CLIPImageProcessor as CLIPImageProcessorPil
 from tfkit.clip import accuracy, consistency, direction, load_clip, pixels
 from tfkit.menagerie import film
 from tfkit.video import to_uint8

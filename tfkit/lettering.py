@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 from PIL.ImageFont import FreeTypeFont
 
-FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")  # comes with matplotlib
+# comes with matplotlib; a str, since Pillow 10 takes no Path
+FONT = str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
 
 
 def wide(words: str, size: float | int) -> float:
