@@ -1,6 +1,6 @@
 """How fast: ratios of two timings in one run, so that they mean the same on any machine.
 
-`python -m tfkit bench` prints the table. Medians by torch.utils.benchmark; about ten minutes.
+`python -m tfkit bench` prints the table. Medians by torch.utils.benchmark; about 15 minutes.
 """
 
 import time
