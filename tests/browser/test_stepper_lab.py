@@ -35,7 +35,11 @@ def started(notebook):
 
 def last(page, condition="true"):
     """What is shown, once its pictures are there and it fulfils a condition on ``e``."""
-    page.wait_for_function(f"(e => e.ready && ({condition}))(explored.at(-1))")
+    try:
+        page.wait_for_function(f"(e => e.ready && ({condition}))(explored.at(-1))")
+    except Exception as error:  # Playwright's, which may not be there to be imported
+        seen = page.evaluate("explored.slice(-3).map((e) => JSON.stringify(e))")
+        raise AssertionError(f"expected {condition}; last seen: {' '.join(seen)}") from error
     return page.evaluate("explored.at(-1)")
 
 
@@ -110,6 +114,28 @@ def test_an_edit_is_played_stopped_changed_and_branched(notebook):
     page.wait_for_timeout(3000)
     assert page.evaluate(ASK, "(stepper.playing, stepper.position)") == "(False, 4)"
     assert page.evaluate("explored.length") == count
+
+
+# The next message that says "step" is lost on its way to the kernel
+LOSE = """() => {
+  const send = WebSocket.prototype.send;
+  WebSocket.prototype.send = function (data) {
+    const words = typeof data === "string" ? data : new TextDecoder().decode(data);
+    if (!words.includes('"do":"step"')) return send.call(this, data);
+    WebSocket.prototype.send = send;
+  };
+}"""
+
+
+def test_a_lost_message_is_noticed_and_asked_again(notebook):
+    page = started(notebook)
+    page.evaluate(LOSE)
+    click(page, "Step ▶")
+    page.wait_for_function("explored.at(-1).message.startsWith('Waiting for the kernel')")
+    last(page, "!e.message")
+    assert last(page)["position"] == 0
+    click(page, "Step ▶")
+    last(page, "e.position === 1 && !e.message")
 
 
 def test_hovering_shows_weights_and_fields_and_outlives_the_kernel(notebook):

@@ -45,7 +45,8 @@ def obey(actions: Mapping[str, Callable], content: Mapping[str, Any]) -> str:
             actions[content["do"]](**content.get("with", {}))
         return ""
     except KeyboardInterrupt:
-        return "Interrupted: the step was not taken."
+        wanted = content["do"]
+        return f"Interrupted: {'the step was not taken' if wanted == 'step' else f'no {wanted}'}."
     except (ValueError, ArithmeticError) as error:
         return str(error) or type(error).__name__
     except Exception as error:  # memory, a driver: whatever it is, the page must say so

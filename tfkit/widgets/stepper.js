@@ -1,5 +1,7 @@
 // The page's half of tfkit.widgets.EditStepper. The model's traits are the truth; what the kernel
 // has sent of a stop (pictures, weights, fields) stays in the view, which needs no kernel for it.
+// The kernel answers in the order of asking: what came before an answer and has none was lost on
+// the way. After a long silence the view asks how it stands, so that nothing waits for ever.
 
 const BAR = 7; // pixels: the weights under a frame
 const LOADED = 16; // stops whose pictures stay unpacked, and fields that are kept
@@ -16,6 +18,7 @@ function render({ model, el }) {
   const held = hold(model), { listen, set } = held;
   const stops = new Map(), fields = new Map(), asked = new Map(), strips = new Map();
   const tried = new Set();
+  const own = Math.random(); // of several views of a model, all hear the answers
   let gone = false, number = 0, drawing = 0, dwelling = 0, waiting = 0, telling = 0, pacing = 0;
   let width = 0, laidOut = "";
 
@@ -47,7 +50,7 @@ function render({ model, el }) {
     if (what === "picture" || what === "field") tried.add(once); // what fails is not asked again
     asked.set(++number, { what, once, since: performance.now() });
     try {
-      Promise.resolve(model.send({ do: what, with: words, number })).catch(lose);
+      Promise.resolve(model.send({ do: what, with: words, number: [own, number] })).catch(lose);
     } catch {
       lose();
     }
@@ -62,13 +65,27 @@ function render({ model, el }) {
   }
   function watch() {
     clearTimeout(waiting);
-    if (asked.size) waiting = setTimeout(() => { show(); watch(); }, PATIENCE / 2);
+    if (asked.size) waiting = setTimeout(() => {
+      if (silence() > PATIENCE) ask("tell");
+      show();
+      watch();
+    }, PATIENCE / 2);
+  }
+  /** Milliseconds since the first of what is asked and not answered. */
+  const silence = () =>
+    performance.now() - Math.min(...[...asked.values()].map(({ since }) => since));
+  function answered([view, last]) {
+    if (view !== own) return;
+    for (const [at, { once }] of asked) if (at <= last) {
+      asked.delete(at);
+      if (at < last) tried.delete(once); // lost
+    }
   }
   held.onLost(lose);
   held.on("comm_live_update", lose); // of Jupyter's widgets, where their comm closes
   held.on("msg:custom", (message, buffers = []) => {
     gone = false;
-    if (message.done !== undefined) asked.delete(message.done);
+    if (message.done) answered(message.done);
     else if (message.picture !== undefined) receive(message, buffers);
     else if (message.field !== undefined) {
       const [index, close] = buffers.map((b) => new DataView(b.buffer ?? b, b.byteOffset ?? 0));
@@ -238,8 +255,7 @@ function render({ model, el }) {
     together.parentNode.hidden = model.get("branches").length < 2;
     shown.checked = model.get("fields");
     layer.value = model.get("layer");
-    const silent = Math.min(...[...asked.values()].map(({ since }) => since));
-    const late = !expected && performance.now() - silent > PATIENCE;
+    const late = !expected && silence() > PATIENCE;
     alarm.textContent = gone ? GONE : model.get("message")
       || (late ? "Waiting for the kernel: it is busy, or gone." : "");
     root.classList.toggle("busy", Boolean(expected));

@@ -28,6 +28,7 @@ from tfkit.widgets.kernel import obey, where_cells_run
 from tfkit.widgets.stops import Stops, describe
 from tfkit.widgets.twin import Twin
 
+TOLD = ("_state", "branches", "active", "position", "playing", "progress", "message")
 PLACES = 1024  # tokens of the layer that fields are shown of at first, at most
 
 
@@ -214,7 +215,9 @@ class EditStepper(Twin, anywidget.AnyWidget):
             "step": self._step_from, "back": self.back, "change": self.change,
             "branch": self.branch, "drop": self.drop,
         }  # fmt: skip
-        look: dict[str, Callable] = {"picture": self._send_picture, "field": self._send_field}
+        look: dict[str, Callable] = {
+            "picture": self._send_picture, "field": self._send_field, "tell": self._tell,
+        }  # fmt: skip
         try:
             wrong = obey(act | look, content)
             if wrong:
@@ -229,6 +232,10 @@ class EditStepper(Twin, anywidget.AnyWidget):
         still = [n for n, s in self._branches.items() if positions.get(n) == s.position]
         with self._settling():
             self._step([self._branches[name] for name in still])
+
+    def _tell(self) -> None:
+        """How it stands, for a page that has waited long: a message may have been lost."""
+        self.send_state([*TOLD])
 
     def _send_picture(self, stop: int) -> None:
         at = self._stops.get(stop)
