@@ -1,6 +1,6 @@
 """How fast: ratios of two timings in one run, so that they mean the same on any machine.
 
-`python -m tfkit bench` prints the table. Medians by torch.utils.benchmark; about 15 minutes.
+`python -m tfkit bench` prints the table. Medians by torch.utils.benchmark; about 10 minutes.
 """
 
 import time
@@ -52,7 +52,7 @@ def features(model: LatentDiffusion) -> Iterator[Row]:
               "its 25 passes over 8 frames")  # fmt: skip
 
 
-def editing(model: LatentDiffusion, frames: int = 8, steps: int = 5) -> Iterator[Row]:
+def editing(model: LatentDiffusion, frames: int = 8, steps: int = 2) -> Iterator[Row]:
     """Inverting, rebuilding and editing, against plain passes over all frames."""
     clip = film("a striped orange fox on grass", frames=frames)
     quiet: dict[str, Any] = {"progress": False}
@@ -75,7 +75,7 @@ def editing(model: LatentDiffusion, frames: int = 8, steps: int = 5) -> Iterator
         yield Row(name, took, took / passes, of)
 
 
-def further(model: LatentDiffusion, frames: int = 16, steps: int = 3) -> Iterator[Row]:
+def further(model: LatentDiffusion, frames: int = 16, steps: int = 2) -> Iterator[Row]:
     """The first edit of a video, and one that finds what the first kept of the source."""
     clip = film("a striped orange fox on grass", frames=frames)
     source = invert(model, clip, clip.caption, steps=steps, progress=False)
@@ -115,7 +115,7 @@ def further(model: LatentDiffusion, frames: int = 16, steps: int = 3) -> Iterato
         yield Row(name, took, took / passes, of)
 
 
-def whole(model: LatentDiffusion, frames: int = 16, steps: int = 50) -> Iterator[Row]:
+def whole(model: LatentDiffusion, frames: int = 8, steps: int = 50) -> Iterator[Row]:
     """From a video to its edit, prepared while it is inverted: plain passes over all frames."""
     clip = film("a striped orange fox on grass", frames=frames)
     clean, text, way = model.encode(clip), model.embed(clip.caption), TokenFlow(interval=8)
