@@ -163,8 +163,8 @@ def quality_notes(quality: float, steps: int) -> list[str]:
         return []
     return [
         f"the reconstruction reaches {quality:.1f} dB, {GOOD:.0f} are good: what is lost there an "
-        f"edit loses too. Invert with fixed_point=2, in more than {steps} steps, or with a prompt "
-        "that describes the video"
+        'edit loses too. Invert with predictor="extrapolated", with fixed_point=2, in more than '
+        f"{steps} steps, or with a prompt that describes the video"
     ]
 
 
