@@ -64,7 +64,7 @@ def _step(model: LatentDiffusion, clip: Clip, way: TokenFlow, name: str) -> Row:
 
 Plans = Sequence[tuple[int, int, Predictor]]  # steps, fixed-point refinements of each, predictor
 PLANS: Plans = (
-    (500, 0, "next"), (50, 0, "next"), (25, 1, "next"), (12, 3, "next"), (50, 0, "extrapolated"),
+    (500, 0, "next"), (50, 0, "next"), (12, 3, "next"), (50, 0, "extrapolated"),
     (20, 0, "extrapolated"),
 )  # fmt: skip
 
@@ -86,7 +86,7 @@ def passes(model: LatentDiffusion, frames: int = 1, plans: Plans = PLANS) -> Ite
 
 
 def meeting(
-    model: LatentDiffusion, frames: int = 28, steps: int = 4, window: int = 12
+    model: LatentDiffusion, frames: int = 28, steps: int = 3, window: int = 12
 ) -> Iterator[Row]:
     """A long edit, whose keyframes go in blocks: colours along the motion where blocks meet."""
     clip = film(CAPTION, frames=frames)
