@@ -1,7 +1,8 @@
 // The page's half of tfkit.widgets.EditStepper. The model's traits are the truth; what the kernel
 // has sent of a stop (pictures, weights, fields) stays in the view, which needs no kernel for it.
 // The kernel answers in the order of asking: what came before an answer and has none was lost on
-// the way. After a long silence the view asks how it stands, so that nothing waits for ever.
+// the way. After a long silence, and each time it has doubled, the view asks how it stands, so that
+// nothing waits for ever.
 
 const BAR = 7; // pixels: the weights under a frame
 const LOADED = 16; // stops whose pictures stay unpacked, and fields that are kept
@@ -66,7 +67,8 @@ function render({ model, el }) {
   function watch() {
     clearTimeout(waiting);
     if (asked.size) waiting = setTimeout(() => {
-      if (silence() > PATIENCE) ask("tell");
+      const doubled = Math.floor(Math.log2(silence() / PATIENCE));
+      if (doubled >= 0) ask("tell", {}, `tell ${doubled}`); // one of these may be lost as well
       show();
       watch();
     }, PATIENCE / 2);
