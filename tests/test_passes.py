@@ -129,6 +129,7 @@ def test_a_further_edit_is_the_first_bit_for_bit(model, latents, tmp_path, way, 
     [
         {"way": tfkit.TokenFlow(interval=3, field="input")},
         {"way": tfkit.TokenFlow(interval=3, variant="reference")},
+        {"way": tfkit.TokenFlow(interval=3, variant="reference", blend="linear")},
         {"way": tfkit.TokenFlow(interval=2)},
         {"seed": 1},
         {"keyframes": [0, 3, 5]},
@@ -144,6 +145,7 @@ def test_a_further_edit_is_the_first_bit_for_bit(model, latents, tmp_path, way, 
 def test_no_edit_sees_what_another_kept_for_itself(model, latents, source, change):
     """Where the source's features differ they are computed anew; elsewhere they are the same."""
     edited(model, source)
+    edited(model, source, way=tfkit.TokenFlow(interval=3, variant="reference"))
     after = edited(model, source, **change)
     alone = edited(model, invert(model, latents, "a cat", steps=STEPS, **QUIET), **change)
     torch.testing.assert_close(after, alone, rtol=0, atol=1e-9)
@@ -227,6 +229,15 @@ def test_the_key_written_last_stays(tmp_path, folder):
     assert list(cache.sizes())[-1] == "c"
     cache.clear()
     assert not cache.sizes() and cache.get("c", 2) is None
+
+
+def test_sizes_are_told_while_another_process_writes(tmp_path):
+    cache = SourceCache(tmp_path)
+    assert cache.put("a", 1, 0, {"x": torch.zeros(8)})
+    size = cache.sizes()["a"]
+    (tmp_path / "a" / ".new-1").symlink_to(tmp_path / "gone")  # listed, and gone when looked at
+    (tmp_path / "b").symlink_to(tmp_path / "forgotten")
+    assert cache.sizes() == {"a": size}
 
 
 @pytest.mark.parametrize("folder", [False, True])

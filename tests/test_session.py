@@ -122,6 +122,18 @@ def test_redrawn_keyframes_are_those_of_the_seed(model, source):
     assert [row.tolist() for row in walk.keyframes[1:]] == given[1:]
 
 
+def test_what_a_redrawn_session_reads_is_of_its_own_keyframes(model, source):
+    """Gone back before the redrawing, it stands at keyframes of another seed."""
+    alone = whole(model, source, seed=7).latents
+    source.cache.clear()
+    walk = session(model, source).step(2).redraw(7)
+    walk.back(2).prepare()
+    noise = walk.branch().step().noise
+    walk.restore(walk.latents, noise).prepare()
+    again = whole(model, source, seed=7).latents
+    torch.testing.assert_close(again, alone, rtol=0, atol=1e-9)
+
+
 def test_branches_part_and_share_what_lies_behind(model, source):
     walk = session(model, source).step(2)
     twin = walk.branch()

@@ -82,11 +82,21 @@ def test_an_edit_carries_along_it_and_else_as_ever(model, monkeypatch):
     assert torch.equal(same.latents, own.latents)
 
 
+def test_a_clip_of_another_length_is_refused(model):
+    source = tfkit.invert(model, moving_latents(3, 8, 8).double(), steps=2, progress=False)
+    for keyframes in (None, [1]):
+        with pytest.raises(ValueError, match="clip has 2 frames; expected the one that is edited"):
+            way = TrueFlow(3, clip=panned(0, size=64)[:2])
+            tfkit.edit(model, source, "a dog", propagation=way, keyframes=keyframes)
+
+
 def test_what_has_no_known_motion_is_refused():
     still = tfkit.Clip(torch.zeros(2, 3, 16, 16))
     for wrong in ({}, {"clip": still}):
         with pytest.raises(ValueError, match="expected a filmed clip"):
             TrueFlow(4, **wrong)
+    with pytest.raises(ValueError, match="whose flow and visibility are known"):
+        TrueFlow(4, clip=replace(panned(0), visible=None))
     with pytest.raises(ValueError, match="the clip knows no flow"):
         true_field(still, 0, 1, (4, 4))
     for name, value in (("variant", "reference"), ("window", 6)):

@@ -38,8 +38,8 @@ def plan_steps(
     first = before.first if before is not None and taken else plan.method.first_step(steps)
     kept = before.rows[: first + taken] if before is not None else []
     drawn = [None] * steps if rows is None else list(rows)
-    key = source_key_of(model, plan, rows, prepared)
     every = [*kept, *drawn[len(kept) :]]
+    key = source_key_of(model, plan, every, prepared)
     return Steps(model, source, plan, prepared, text, first, every, key)
 
 

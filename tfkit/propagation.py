@@ -3,7 +3,7 @@
 Each answers what :class:`tfkit.protocols.Propagation` asks. None knows of the editing method.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -203,10 +203,10 @@ class TokenFlow:
             return paper_neighbors(frames, keyframes, self.blend)
         return reference_neighbors(frames, total, self.interval, self.blend)
 
-    def fields_key(self, keyframes: Tensor) -> str | None:
-        """What the fields to keyframes (steps, k) depend on, besides the source."""
-        middles = f" {self.interval}" if self.variant == "reference" else ""
-        return f"{self.variant} {self.field_of}{middles} {keyframes.tolist()}"
+    def fields_key(self, keyframes: Sequence[Tensor | None]) -> str | None:
+        carried = f" {self.interval} {self.blend}" if self.alters_source else ""
+        rows = [None if row is None else row.tolist() for row in keyframes]
+        return f"{self.variant} {self.field_of}{carried} {rows}"
 
     def attention(self, branches: int, source: bool) -> FlowAttention:
         return FlowAttention(branches, self.field_of, self.alters_source)

@@ -4,7 +4,7 @@ A propagation says which keyframes it wants, gives the processor that computes s
 orders the passes of one denoising step; those there are lie in propagation.py.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
@@ -77,8 +77,8 @@ class Carrying(Propagation, Protocol):
         """The keyframes that frames (n,) of a clip of ``total`` take their tokens from."""
         ...
 
-    def fields_key(self, keyframes: Tensor) -> str | None:
-        """What the fields to keyframes (steps, k) depend on, besides the source.
+    def fields_key(self, keyframes: Sequence[Tensor | None]) -> str | None:
+        """What the fields to the keyframes (k,) of each step depend on, besides the source.
 
         None where that cannot be told: then nothing of the source is kept for further edits.
         """

@@ -240,8 +240,7 @@ class EditSession:
         its prompt. :class:`tfkit.Preparation` reads it while inverting. Raises ValueError where
         nothing can be read of the source alone.
         """
-        start = self.position
-        self.batch = self._steps.read_source(self.batch, start=start, progress=progress)
+        self.batch = self._steps.read_source(self.batch, start=self.known, progress=progress)
         return self
 
     def passes(self) -> StepPasses:

@@ -9,6 +9,7 @@ read in parts of some frames, so that a long video costs no more than a short on
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,8 +99,15 @@ class SourceCache:
                 name: sum(x.nbytes for part in parts.values() for x in part.values())
                 for name, parts in self._memory.items()
             }
-        found = sorted(self.folder.glob("*/"), key=lambda path: path.stat().st_mtime)
-        return {path.name: sum(f.stat().st_size for f in path.iterdir()) for path in found}
+        found: dict[Path, int] = {}
+        for file in self.folder.glob("*/*"):
+            with suppress(OSError):  # another process forgets it, or has just finished writing it
+                found[file.parent] = found.get(file.parent, 0) + file.stat().st_size
+        ages = {}
+        for path in found:
+            with suppress(OSError):
+                ages[path] = path.stat().st_mtime
+        return {path.name: found[path] for path in sorted(ages, key=lambda path: ages[path])}
 
     def clear(self) -> None:
         """Forgets everything."""

@@ -5,7 +5,7 @@ Memory: what a step's passes take; what is read of the source goes to its cache.
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -196,7 +196,7 @@ class Steps:
         if writer is None:
             return False
         kept = writer.finish()
-        one = cache.sizes()[writer.key] if kept else writer.bytes
+        one = cache.sizes().get(writer.key, writer.bytes) if kept else writer.bytes
         whole = left * one
         if writer.first and whole > cache.budget:
             warnings.warn(
@@ -209,7 +209,7 @@ class Steps:
 
 
 def source_key_of(
-    model: LatentDiffusion, plan: Plan, rows: Tensor | None, prepared: Any
+    model: LatentDiffusion, plan: Plan, rows: Sequence[Tensor | None], prepared: Any
 ) -> str | None:
     """A digest of all that the source's features depend on besides the trajectory itself.
 
@@ -217,7 +217,7 @@ def source_key_of(
     unknown method does to the source, and how strong adapters are that are not merged.
     """
     way = plan.propagation
-    fields = way.fields_key(rows) if isinstance(way, Carrying) and rows is not None else None
+    fields = way.fields_key(rows) if isinstance(way, Carrying) else None
     marks = plan.method.marks_source(prepared)
     adapted = any("lora_" in name for name in model.unet.state_dict())
     if fields is None or marks is None or adapted:

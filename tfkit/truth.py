@@ -5,6 +5,7 @@ a clip of the menagerie can be edited like this, for its flow is known.
 Memory: of each pair of frames and size of grid one field, and one frame's tracks at a time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,15 +99,31 @@ class TrueFlow(TokenFlow):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.clip is None or self.clip.flow is None:
-            raise ValueError(f"clip={self.clip!r}: expected a filmed clip, whose flow is known")
+        if self.clip is None or self.clip.flow is None or self.clip.visible is None:
+            raise ValueError(
+                f"clip={self.clip!r}: expected a filmed clip, whose flow and visibility are known"
+            )
         for name, only in (("variant", "paper"), ("window", None)):
             if getattr(self, name) != only:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r}: expected {only!r}, along the true motion"
                 )
 
-    def fields_key(self, keyframes: Tensor) -> None:
+    def draw(self, frames: int, steps: int, seed: int) -> Int[Tensor, "steps k"]:
+        self._check_length(frames)
+        return super().draw(frames, steps, seed)
+
+    def check(self, keyframes: Tensor, frames: int) -> None:
+        self._check_length(frames)
+        super().check(keyframes, frames)
+
+    def _check_length(self, frames: int) -> None:
+        if self.clip is not None and len(self.clip) != frames:
+            raise ValueError(
+                f"clip has {len(self.clip)} frames; expected the one that is edited, of {frames}"
+            )
+
+    def fields_key(self, keyframes: Sequence[Tensor | None]) -> None:
         """Its fields are not the source's, so nothing of them is kept for other edits."""
 
     def attention(self, branches: int, source: bool) -> TrueAttention:
