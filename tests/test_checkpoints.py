@@ -6,14 +6,17 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelines import moving_latents
+from test_controlnet import make_controlnet
 
 import tfkit
+from tfkit import hooks
 from tfkit.checkpoints import StepFiles
 from tfkit.files import claimed
 from tfkit.inversion import invert
@@ -175,6 +178,42 @@ def test_a_step_taken_is_never_taken_again(model, source, expected, tmp_path):
 def test_another_edit_is_refused(model, source, taken, change, what):
     with pytest.raises(ValueError, match=f"holds the edit of another {what}"):
         edited(model, source, taken, **change)
+
+
+class Mine(tfkit.Plain):
+    """A method whose words do not say what it holds."""
+
+    def __init__(self, strength):
+        object.__setattr__(self, "strength", strength)
+
+    def during(self, now):
+        return hooks.rewrite(now.model.unet, {"mid_block": lambda out: self.strength * out})
+
+
+def test_methods_that_read_alike_are_told_apart(model, source, tmp_path):
+    assert repr(Mine(1)) == repr(Mine(2))
+    first = edited(model, source, tmp_path, method=Mine(1)).latents
+    with pytest.raises(ValueError, match="another method of the same words: '"):
+        edited(model, source, tmp_path, method=Mine(2))
+    assert torch.equal(edited(model, source, tmp_path, method=Mine(1)).latents, first)
+
+
+def by_address(function):
+    """The same function at another address, as in another process."""
+    return FunctionType(function.__code__, function.__globals__, function.__name__)
+
+
+def test_a_method_of_functions_goes_on_in_another_process(model, source, tmp_path):
+    def shown(frames):
+        return frames
+
+    net = make_controlnet(model.unet)
+    for again in (shown, by_address(shown)):
+        method = tfkit.ControlNet(condition=again, model=net)
+        edited(model, source, tmp_path / "edit", method=method)
+    with pytest.raises(ValueError, match="another method"):
+        method = tfkit.ControlNet(condition=lambda frames: frames / 2, model=net)
+        edited(model, source, tmp_path / "edit", method=method)
 
 
 def test_another_video_is_refused(model, source, latents, tmp_path):

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 import tfkit
 from tfkit.clip import load_clip
+from tfkit.entries import named_clips
 from tfkit.evaluation import COLUMNS, difference, summary
 from tfkit.jobs import Meter, Portable
 from tfkit.menagerie import benchmark, film
@@ -164,6 +165,9 @@ def test_a_clip_of_ones_own_has_what_can_be_measured(evaluate):
     known = found[found["clip"] == "a dog on sand"]
     assert list(known.metric) == ["warp_error", "directional", "background_psnr"]
     assert known.measured_with.iloc[0] == "flow: exact"
+    assert [name for name, *_ in named_clips({0: (own, "a dog"), 1: (own, "a cat")})] == ["0", "1"]
+    several = {"fox (night)": (own, "a dog"), "fox": (own, "a dog"), "fox (2)": (own, "a dog")}
+    assert [name for name, *_ in named_clips(several)] == [*several]
     named = evaluate({"same": same}, {"mine": (own, "a dog")}, "warp_error")
     assert named["clip"].tolist() == ["mine"] and named.value.iloc[0] == found.value.iloc[0]
 
@@ -407,6 +411,8 @@ def test_settings_are_told_apart_by_what_they_do():
     assert key_of(nets[0]) != key_of(nets[1])
     nets[1].load_state_dict(nets[0].state_dict())
     assert key_of(nets[0]) == key_of(nets[1])
+    assert key_of(torch.nn.AvgPool2d(2)) == key_of(torch.nn.AvgPool2d(2))
+    assert key_of(torch.nn.AvgPool2d(2)) != key_of(torch.nn.AvgPool2d(4))
 
     def experiment(strength):
         class Mine(tfkit.Plain):

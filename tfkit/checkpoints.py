@@ -4,6 +4,7 @@ A folder holds `edit.json` (what the edit is computed from) and one `step0001.sa
 step taken, of latents and predicted noise. At most the step that was being taken is lost.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from tfkit.files import claimed, load_tensors, save_tensors
+from tfkit.records import key_of
 from tfkit.steps import Steps
 from tfkit.trajectory import digest
 
@@ -66,8 +68,15 @@ def _origin(steps: Steps, begun: Tensor) -> dict[str, Any]:
         "prompt": plan.prompt,
         "negative prompt": plan.negative_prompt,
         "guidance": float(plan.guidance),
-        "method": repr(plan.method),
-        "propagation": repr(plan.propagation),
+        "method": _words(plan.method),
+        "method of the same words": key_of(plan.method),
+        "propagation": _words(plan.propagation),
+        "propagation of the same words": key_of(plan.propagation),
         "timesteps": list(steps.timesteps),
         "keyframes": [None if row is None else row.tolist() for row in steps.rows],
     }
+
+
+def _words(setting: object) -> str:
+    """What a setting says of itself, without addresses."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(setting))

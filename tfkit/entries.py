@@ -5,6 +5,7 @@ Everything is checked here, before anything is computed. Raises ValueError for w
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from itertools import count
 from typing import Any
 
 from tfkit.editing import edit
@@ -83,9 +84,11 @@ def named_clips(clips: Iterable | Task) -> list[tuple[str, Task | Clip, tuple[Ch
     out: dict[str, tuple] = {}
     for i, (name, one) in enumerate(pairs):
         clip, changes = (one, one.changes) if isinstance(one, Task) else _pair(i, one)
-        name = name or clip.caption or f"clip {i + 1}"
-        same = sum(other == name or other.startswith(f"{name} (") for other in out)
-        out[f"{name} ({same + 1})" if same else name] = clip, changes
+        name = unique = str(clip.caption or f"clip {i + 1}" if name is None else name)
+        again = count(2)
+        while unique in out:
+            unique = f"{name} ({next(again)})"
+        out[unique] = clip, changes
     if not out:
         raise ValueError("clips is empty; expected tfkit.menagerie.benchmark() or (Clip, prompts)")
     return [(name, *rest) for name, rest in out.items()]

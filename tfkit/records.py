@@ -32,9 +32,10 @@ def key_of(parts: object) -> str:
 def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
     """What a setting is, in words of JSON: equal where it does the same, whatever its address.
 
-    Of tensors and weights a digest; of objects the class and what they hold; of functions and
-    classes of the user's own the code, defaults and closure (but not what they call), so that a
-    changed one is another one. tfkit's own are told by name: its version stands for their code.
+    Of tensors a digest; of modules the class, the layers and the weights; of objects the class and
+    what they hold; of functions and classes of the user's own the code, defaults and closure (but
+    not what they call), so that a changed one is another one. tfkit's own are told by name: its
+    version stands for their code.
     Raises ValueError for what has nothing to be known by, such as an open file.
     """
     if value is None or isinstance(value, bool | int | float | str):
@@ -46,7 +47,8 @@ def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
         tensor = torch.as_tensor(value)
         return {"shape": list(tensor.shape), "dtype": str(tensor.dtype), "digest": digest(tensor)}
     if isinstance(value, nn.Module):
-        return {"module": _name(type(value)), "weights": known(value.state_dict())}
+        own = {"module": _of_class(type(value)), "layers": repr(value)}
+        return own | {"weights": known(value.state_dict())}
     if isinstance(value, type):
         return _of_class(value)
     if callable(getattr(value, "fingerprint", None)):
