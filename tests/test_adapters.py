@@ -160,6 +160,8 @@ def test_what_is_refused(model, load, tmp_path):
         load(model, "/no/lora.safetensors")
     with pytest.raises(FileNotFoundError, match=r"no model 'some/body': there is no such folder"):
         load(model, "some/body")
+    with pytest.raises(FileNotFoundError, match=r"no model 'some/LoRA-slider.sunglasses': there"):
+        load(model, "some/LoRA-slider.sunglasses")
     with pytest.raises(ValueError, match=r"weights=5: expected a .safetensors file, a folder or"):
         load(model, 5)
     with pytest.raises(FileNotFoundError, match=r"holds no .safetensors file; expected one of"):

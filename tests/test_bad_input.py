@@ -167,6 +167,10 @@ SETTINGS = {
     "start in words": (lambda m, s, d: tfkit.SDEdit("half"), r"start='half': expected a share of"),
 }
 TOKENS = {
+    "of a clip": (
+        lambda m, s, d: tfkit.extract_tokens(m, tfkit.Clip(FRAMES), timestep=1, layers=LAYER),
+        r"source is a Clip; expected a Trajectory, as tfkit\.invert returns, or what tfkit\.tokens",
+    ),
     "timestep": (
         lambda m, s, d: tfkit.extract_tokens(m, s, timestep=500, layers=LAYER),
         r"timestep 500 is not on this trajectory of 2 steps; the nearest one is 501",

@@ -22,6 +22,7 @@ from tfkit import finding, loading
 from tfkit.control import check_beside
 from tfkit.menagerie.recipe.controlnet import from_unet
 from tfkit.sampling import ddim_step
+from tfkit.swapping import rebuild
 
 QUIET = {"progress": False}
 FRAMES = 3
@@ -177,6 +178,8 @@ def test_inverted_under_control_it_reconstructs_under_control(model, folder, con
     assert torch.equal(tfkit.reconstruct(model, opened, control=own, batch=3, **QUIET), back)
     with pytest.raises(ValueError, match=r"inverted under a ControlNet.*expected control=tfkit"):
         tfkit.reconstruct(model, source, **QUIET)
+    with pytest.raises(ValueError, match=r"under a ControlNet.*expected one inverted without"):
+        rebuild(model, source, **QUIET)
     with pytest.raises(ValueError, match="another condition"):
         other = tfkit.ControlNet(1 - condition, folder)
         tfkit.invert(model, latents, "a cat", control=other, folder=tmp_path, **options)

@@ -110,6 +110,11 @@ def test_it_edits_with_plug_and_play(model, source, propagation):
 
 
 @torch.no_grad()
+def test_what_an_edit_costs_is_told_beforehand(model, source):
+    report = tfkit.preflight(model, source, "a dog", steps=3)
+    assert report.seconds[1] > 0 and report.memory > 0
+
+
 def test_tokens_and_rebuilding_see_it_too(model, source, theirs):
     t, seen = source.timesteps[0], []
     handle = model.unet.get_submodule(LAYER).register_forward_hook(

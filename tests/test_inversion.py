@@ -250,3 +250,6 @@ def test_generate_takes_one_prompt_and_any_size_the_models_own_by_default(model)
         tfkit.generate(model, [])
     with pytest.raises(ValueError, match="seed=-1"):
         tfkit.generate(model, "a cat", seed=-1)
+    assert tfkit.generate(model, "a cat", steps=1, size=32, progress=False).shape[-2:] == (32, 32)
+    with pytest.raises(ValueError, match=r"size=\(0, 64\); expected a positive integer"):
+        tfkit.generate(model, "a cat", size=(0, 64))

@@ -102,6 +102,9 @@ def test_a_bad_chunk_leaves_no_file(tmp_path):
     good, bad = torch.zeros(2, 3, 16, 16), torch.full((2, 3, 16, 16), torch.nan)
     with pytest.raises(ValueError, match="hold NaN"):
         tfkit.write_video(tmp_path / "cat.mp4", iter([good, bad]))
+    for name in ("cat.mp4", "cat.gif", "cat"):
+        with pytest.raises(ValueError, match=r"shape \(1, 3, 16, 32\); expected 16 x 16 pixels"):
+            tfkit.write_video(tmp_path / name, iter([good, torch.zeros(1, 3, 16, 32)]))
     with pytest.raises(ValueError, match="hold no chunk"):
         tfkit.write_video(tmp_path / "cat.mp4", iter([]))
     assert not list(tmp_path.iterdir())

@@ -130,6 +130,18 @@ def test_the_unedited_source_is_perfect_but_for_the_words(judge):
     assert found["directional"].value == found["success"].value == 0
 
 
+def test_what_cannot_be_measured_is_left_out_and_the_rest_is_there(judge):
+    same = SOURCE.caption.upper()  # to the CLIP the caption itself
+    everything = torch.ones_like(SOURCE.mask)
+    found = score(EDIT, SOURCE, same, clip=judge, mask=everything)
+    assert found.keys() == {
+        "warp_error", "frame_consistency", "frame_consistency_all", "text_alignment"
+    }  # fmt: skip
+    everything[:, :5] = False  # background, and no window of 11 x 11 of it
+    found = score(EDIT, SOURCE, same, clip=judge, mask=everything)
+    assert "background_psnr" in found and "background_ssim" not in found
+
+
 def test_tokens_come_from_a_model_by_name():
     model = tfkit.load(device="cpu")
     layer = "up_blocks.2.attentions.0.transformer_blocks.0.attn1"

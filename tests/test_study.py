@@ -136,6 +136,11 @@ def test_the_page_cannot_move_it_and_a_double_click_counts_once(file):
     assert study.trial == 1
 
 
+def test_an_edit_may_be_called_as_the_source_is(file):
+    edits = {"source": moving(f=2), THEIRS: moving(f=2)}
+    assert PreferenceStudy([(moving(f=2), edits)], file=file).total == 1
+
+
 def test_the_public_name_is_there_without_importing_widgets():
     code = "import sys, tfkit; assert 'anywidget' not in sys.modules; tfkit.PreferenceStudy"
     code += "; sys.modules['tfkit.widgets'] = None"
@@ -155,7 +160,10 @@ def test_the_public_name_is_there_without_importing_widgets():
         ([moving(f=2)], r"pair 0 is a Tensor; expected \(source"),
         ([(moving(f=2), {OURS: moving(f=2)})], "pair 0 is"),
         ([{"source": moving(f=2), "clips": {}}], r"pair 0 is a dict of \['source', 'clips'\]"),
-        ([(moving(f=2), {OURS: moving(f=2), THEIRS: moving(f=3)})], "'per frame of pair 0' has 3"),
+        (
+            [(moving(f=2), {OURS: moving(f=2), THEIRS: moving(f=3)})],
+            "'per frame' of pair 0\" has 3",
+        ),
         ([(moving(f=2), {OURS: moving(f=2), THEIRS: 2 * moving(f=2)})], "range from"),
     ],
 )

@@ -146,7 +146,7 @@ def _read(weights: str | Path, usual: str) -> tuple[dict[str, Tensor], Path]:
     if path.is_dir():
         path = path / _choose(weights, [file.name for file in path.iterdir()], usual)
     elif not path.is_file():
-        if path.suffix or path.is_absolute():
+        if path.suffix in (".safetensors", *PICKLED) or path.is_absolute():
             raise FileNotFoundError(
                 f"{str(weights)!r} does not exist; expected a .safetensors file, a folder or a hub "
                 "id"

@@ -137,6 +137,11 @@ def consistency(images: Float[Tensor, "f d"], pairs: Literal["consecutive", "all
     return (images @ images.T)[first, second].mean().item()
 
 
+def told_apart(a: Float[Tensor, " d"], b: Float[Tensor, " d"]) -> bool:
+    """Whether two prompts' embeddings differ by more than rounding."""
+    return bool((a.double() - b.double()).norm() >= 1e-6)
+
+
 def direction(
     edit: Float[Tensor, "f d"],
     source: Float[Tensor, "f d"],
@@ -149,7 +154,7 @@ def direction(
             f"{len(edit)} frames of the edit, {len(source)} of its source; expected as many"
         )
     words = prompt.double() - source_prompt.double()
-    if words.norm() < 1e-6:
+    if not told_apart(prompt, source_prompt):
         raise ValueError("the two prompts have one embedding; expected words of different meaning")
     changes = edit.double() - source.double()
     # of float32 embeddings, differences below 1e-6 are rounding and point anywhere

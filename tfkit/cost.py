@@ -67,12 +67,13 @@ class Pass:
 @torch.no_grad()
 def measured(work: Callable[[], object], frames: int) -> Pass:
     """What each of the frames of ``work()`` costs."""
+    finish = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     with Live() as live:
         work()  # also the first call, which is slow
+    finish()
     start = time.perf_counter()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    finish()
     return Pass((time.perf_counter() - start) / frames, live.peak // frames)
 
 
@@ -137,9 +138,10 @@ def cost_of(
     x = torch.zeros(some, 4, h, w, device=model.device, dtype=model.precision)
     picture = torch.zeros(some, 3, height, width)
     text, t = model.embed(plan.prompt).expand(some, -1, -1), model.timesteps(1)[0]
+    depth = x[:, :1] if model.takes_depth else None
     layers = hooks.self_attention(model.unet)
     with hooks.record(model.unet, list(layers)) as tokens:
-        model.predict_noise(x, t, text)
+        model.predict_noise(x, t, text, depth=depth)
     way, rows = plan.propagation, plan.propagation.draw(f, 1, 0)
     count = f if rows is None else rows.shape[1]
     seen = min(count, (way.window if isinstance(way, Windowed) else None) or count)
@@ -150,7 +152,7 @@ def cost_of(
     return Cost(
         frames=f, steps=steps, keyframes=count, seen=seen if joint else batch,
         branches=edited + plan.reads_source, own=plan.reads_source, flows=isinstance(way, Carrying),
-        unet=measured(lambda: model.predict_noise(x, t, text), some),
+        unet=measured(lambda: model.predict_noise(x, t, text, depth=depth), some),
         encode=measured(lambda: model.encode(picture), some),
         decode=measured(lambda: model.decode(x), some),
         attending=joint * edited * sum(_attending(layers[n], x) for n, x in tokens.items()),

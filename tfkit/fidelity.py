@@ -17,7 +17,7 @@ from tfkit.checks import check_mask, check_pair
 from tfkit.video import Clip
 
 BLOCK = 2**22  # values held at a time: 32 MB in float64
-_WINDOW, _SIGMA = 11, 1.5  # of SSIM
+WINDOW, _SIGMA = 11, 1.5  # of SSIM
 
 
 def background_psnr(
@@ -48,7 +48,7 @@ def ssim_map(a: Float[Tensor, "3 h w"], b: Float[Tensor, "3 h w"]) -> Float[Tens
     (Wang et al., IEEE TIP 2004, eqs. 13 to 16); the mean of the three channels.
     """
     a, b = a.double(), b.double()
-    place = torch.arange(_WINDOW, dtype=torch.float64, device=a.device) - _WINDOW // 2
+    place = torch.arange(WINDOW, dtype=torch.float64, device=a.device) - WINDOW // 2
     weight = (-place.square() / (2 * _SIGMA**2)).exp()
     weight = weight / weight.sum()
     maps = torch.cat([a, b, a * a, b * b, a * b])[:, None]
@@ -93,15 +93,25 @@ def background_ssim(
     check_mask(edit, mask)
     total, count = 0.0, 0
     for x, y, covered in zip(edit, source, mask, strict=True):
-        touched = F.max_pool2d(covered[None].double(), _WINDOW, stride=1)[0] > 0
-        clear = ssim_map(x, y)[~touched.to(x.device)]
+        clear = ssim_map(x, y)[_free(covered, WINDOW).to(x.device)]
         total, count = total + clear.sum().item(), count + clear.numel()
     if not count:
         raise ValueError(
-            f"the mask leaves no window of {_WINDOW} x {_WINDOW} pixels free in any of the "
+            f"the mask leaves no window of {WINDOW} x {WINDOW} pixels free in any of the "
             f"{len(edit)} frames"
         )
     return total / count
+
+
+def has_background(mask: Bool[Tensor, "f h w"], window: int = 1) -> bool:
+    """Whether the foreground leaves some window of so many pixels each way free."""
+    fits = min(mask.shape[-2:]) >= window
+    return fits and any(bool(_free(covered, window).any()) for covered in mask)
+
+
+def _free(covered: Bool[Tensor, "h w"], window: int) -> Bool[Tensor, "y x"]:
+    """The windows that touch no foreground."""
+    return F.max_pool2d(covered[None].double(), window, stride=1)[0] == 0
 
 
 @overload
@@ -226,9 +236,9 @@ def _steps(
 
 
 def _check_window(frames: Tensor) -> None:
-    if min(frames.shape[-2:]) < _WINDOW:
+    if min(frames.shape[-2:]) < WINDOW:
         raise ValueError(
-            f"frames are {tuple(frames.shape)}; SSIM needs {_WINDOW} x {_WINDOW} pixels at least"
+            f"frames are {tuple(frames.shape)}; SSIM needs {WINDOW} x {WINDOW} pixels at least"
         )
 
 

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from tfkit.diffusion import LatentDiffusion
 from tfkit.overflow import NonFiniteError
 from tfkit.settings import check_whole
+from tfkit.video import target_size
 
 
 def with_noise(clean: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
@@ -68,14 +69,15 @@ def generate(
     guidance: float | int = 7.5,
     negative_prompt: str = "",
     seed: int = 0,
-    size: tuple[int, int] | None = None,
+    size: int | tuple[int, int] | None = None,
     batch: int = 8,
     progress: bool = True,
 ) -> Float[Tensor, "n 3 h w"]:
     """One picture for each prompt, sampled with DDIM and classifier-free guidance.
 
-    size: (height, width) in pixels, by default the model's own. Each picture has noise of its own,
-    drawn from ``seed`` on the CPU, so it is the same on every device and in every batch.
+    size: (height, width) in pixels, or the side of a square; by default the model's own. Each has
+    noise of its own, drawn from ``seed`` on the CPU, so it is the same on every device and in every
+    batch.
     Raises ValueError for bad values, NonFiniteError where the model overflows.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -83,7 +85,8 @@ def generate(
         raise ValueError("prompts is empty; expected one text or more")
     check_whole("batch", batch)
     check_whole("seed", seed, least=0)
-    size = size or (model.sample_size, model.sample_size)
+    own = model.sample_size
+    size = (own, own) if size is None else target_size(size, own, own)
     shape = (len(prompts), 4, *model.grid(*size))
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     text = torch.cat([model.embed(prompt) for prompt in prompts])

@@ -77,12 +77,12 @@ def score(
 
     edit: frames (f, 3, h, w), a Clip or an Edit. source: of as many frames; resized to the edit's
     size where that differs. source_prompt: the source's caption by default; without one, or where
-    it is the prompt itself, there is no directional and success CLIP. flow: the source's own where
-    it is known, else DIS; or "raft", or (flow, visible) given. mask: the foreground (f, h, w), the
-    source's own by default; without one there is no background. tokens: reads frames' tokens
-    (:class:`TokenReader`), for token consistency, structure and motion. structure: another reader
-    for the structure distance, such as tfkit.dino's. tracks: (edit's, source's), (f, m, 2) each,
-    by default followed by the tokens.
+    the CLIP cannot tell it from the prompt, there is no directional and success CLIP. flow: the
+    source's own where it is known, else DIS; or "raft", or (flow, visible) given. mask: the
+    foreground (f, h, w), the source's own by default; without one, or where it covers all, there is
+    no background. tokens: reads frames' tokens (:class:`TokenReader`), for token consistency,
+    structure and motion. structure: another reader for the structure distance, such as
+    tfkit.dino's. tracks: (edit's, source's), (f, m, 2) each, by default followed by the tokens.
     `ScoreTable({name: score(...), ...})` prints many. Raises ValueError where edit and source do
     not fit, and for a flow that is not there.
     """
@@ -116,8 +116,9 @@ def score(
         source_prompt = known.caption if known is not None else ""
     if source_prompt and source_prompt != prompt:
         before, words = judge.embed(frames, source_prompt)
-        add("directional", clips.direction(images, before, target, words), CLIP=judge.name)
-        add("success", clips.accuracy(images, target, words), CLIP=judge.name)
+        if clips.told_apart(target, words):
+            add("directional", clips.direction(images, before, target, words), CLIP=judge.name)
+            add("success", clips.accuracy(images, target, words), CLIP=judge.name)
 
     pair = None if tokens is None else (tokens(edit), tokens(frames))
     shapes = pair if structure is None else (structure(edit), structure(frames))
@@ -142,8 +143,10 @@ def score(
     if mask is not None:
         whose = "the source's" if known is not None and mask is known.mask else "given"
         mask = _resized(mask, size)
-        add("background_psnr", fidelity.background_psnr(edit, frames, mask), mask=whose)
-        add("background_ssim", fidelity.background_ssim(edit, frames, mask), mask=whose)
+        if fidelity.has_background(mask):
+            add("background_psnr", fidelity.background_psnr(edit, frames, mask), mask=whose)
+        if fidelity.has_background(mask, fidelity.WINDOW):
+            add("background_ssim", fidelity.background_ssim(edit, frames, mask), mask=whose)
     return {score.name: score for score in out}
 
 

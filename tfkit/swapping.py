@@ -70,9 +70,15 @@ def rebuild(
     layers: where (names or wildcards of self-attention); timesteps: when (None: at every one).
     With no timesteps it is tfkit.reconstruct. Tokens are those of the inverted latents. match:
     "random" takes any token of the key frame instead, which shows what the choice is worth.
-    Raises ValueError for a frame, layers or timesteps that are not there. TokenFlow, section 4.1.
+    Raises ValueError for a frame, layers or timesteps that are not there, and for a source inverted
+    under a ControlNet. TokenFlow, section 4.1.
     """
     check_fits(model, source)
+    if "control" in source.conditions:
+        raise ValueError(
+            "the source was inverted under a ControlNet, and rebuilding without it would not lead "
+            "back; expected one inverted without"
+        )
     check_whole("batch", batch)
     check_choice("match", match, ("nearest", "random"))
     _check_key(key, len(source))

@@ -113,6 +113,11 @@ def extract_features(
     """
     check_choice("kind", kind, KINDS)
     check_whole("batch", batch)
+    if not isinstance(source, Trajectory | Noised):
+        raise ValueError(
+            f"source is a {type(source).__name__}; expected a Trajectory, as tfkit.invert returns, "
+            "or what tfkit.tokens.noised makes of frames"
+        )
     names = hooks.match(model.unet, layers, _modules(kind))
     timesteps = [t.item() if isinstance(t, Tensor) else t for t in timesteps]
     text, tokens = model.embed(source.prompt), dict[tuple[int, str], Tensor]()

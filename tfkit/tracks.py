@@ -62,8 +62,9 @@ def locate(
 ) -> Float[Tensor, "m 2"]:
     """Where in the picture the scores of a grid's tokens are highest, in pixels (x, y).
 
-    window: None for the best token's centre, else a soft-argmax over this many tokens around it:
-    the mean place, weighted by softmax(score / temperature), finer than a token.
+    window: None for the best token's centre, else a soft-argmax over the tokens around it, this
+    many (or one more, where that is even) each way across: the mean place, weighted by
+    softmax(score / temperature), finer than a token.
     """
     centers = token_centers(grid, size).to(scores)
     best = scores.argmax(1)

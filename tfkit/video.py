@@ -185,8 +185,8 @@ def target_size(size: int | tuple[int, int], h: int, w: int) -> tuple[int, int]:
 
 
 def _check_fps(fps: float | int) -> None:
-    if not isinstance(fps, Real) or not 0 < fps <= 1000:
-        raise ValueError(f"fps={fps!r}; expected frames a second, more than 0 and at most 1000")
+    if not isinstance(fps, Real) or not 0.001 <= fps <= 1000:
+        raise ValueError(f"fps={fps!r}; expected frames a second, from 0.001 to 1000")
 
 
 def write_video(
@@ -249,8 +249,19 @@ def _to_write(
     first = next(chunks, None)
     if first is None:
         raise ValueError("frames hold no chunk; expected one of (n, 3, h, w) or more")
-    rest = (one for chunk in chunks for one in to_uint8(chunk))
+    size = size_of(as_frames(first))
+    rest = (one for chunk in chunks for one in to_uint8(_of_size(chunk, size)))
     return float(fps), chain(to_uint8(first), rest)
+
+
+def _of_size(chunk: Clip | Tensor, size: tuple[int, int]) -> Tensor:
+    frames = as_frames(chunk)
+    if size_of(frames) != size:
+        raise ValueError(
+            f"a chunk of frames has shape {tuple(frames.shape)}; expected {size[0]} x {size[1]} "
+            "pixels, as the first has"
+        )
+    return frames
 
 
 def video_bytes(frames: Clip | Tensor, fps: float | int | None = None, *, crf: int = 26) -> bytes:

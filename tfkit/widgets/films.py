@@ -74,16 +74,11 @@ def pack(clips: Sequence[Tensor], budget: float | int, *, longest: int = 768) ->
         small = [resize(clip, size) for clip in clips]
         few = [clip[:: max(1, len(clip) // TRIED)] for clip in small]
         for quality in QUALITIES:
-            trial = [
-                [encoded(pixels, "WEBP", **quality) for pixels in to_uint8(clip)] for clip in few
-            ]
+            trial = [_files(clip, quality) for clip in few]
             sizes = [len(file) for film in trial for file in film]
             if sum(sizes) / len(sizes) * sum(map(len, small)) > budget:
                 continue
-            files = [
-                [encoded(pixels, "WEBP", **quality) for pixels in to_uint8(clip)] for clip in small
-            ]
-            films = Films(files, size, _error(few, trial))
+            films = Films([_files(clip, quality) for clip in small], size, _error(few, trial))
             if films.nbytes <= budget:
                 return films
     raise ValueError(

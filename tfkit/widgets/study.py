@@ -188,8 +188,8 @@ def _read(pairs: Iterable) -> tuple[list[Question], list[_Pair]]:
     for i, pair in enumerate(pairs):
         source, edits, prompt = _parts(pair, i)
         fps = source.fps if isinstance(source, Clip) else DEFAULT_FPS
-        named = {f"source of pair {i}": source} | {f"{k} of pair {i}": v for k, v in edits.items()}
-        first, *others = films.alike(named).items()
+        named = {f"edit {k!r} of pair {i}": v for k, v in edits.items()}
+        first, *others = films.alike({f"source of pair {i}": source} | named).items()
         clips = dict(zip(edits, others, strict=True))
         for two in combinations(edits, 2):
             videos = (first, *(clips[name] for name in two))
