@@ -1,7 +1,7 @@
 """The figures of the model card, measured through tfkit's public face.
 
 Scenes are those no stage trains on. Each function takes the bench and returns {figure: value};
-``measure`` runs them all. About twenty minutes on two cores.
+``MEASURES`` has them all. About twenty minutes on two cores.
 """
 
 import time

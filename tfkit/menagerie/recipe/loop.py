@@ -8,10 +8,17 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tfkit.atomic import replacing
+
+
+def spent(path: Path) -> dict:
+    """What a state took so far: minutes, steps, samples, device, and the figures reported last."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["spent"])
 
 
 class Run:
@@ -41,7 +48,7 @@ class Run:
         return json.loads(self.ledger.read_text()) if self.ledger.exists() else {}
 
     def _load(self):
-        state, meta = load_file(self.path), json.loads(self.path.with_suffix(".json").read_text())
+        state, meta = load_file(self.path), spent(self.path)
         for prefix, model in (("model.", self.model), ("ema.", self.average)):
             model.load_state_dict(
                 {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -64,16 +71,14 @@ class Run:
                 state[f"m.{i}"] = self.optimizer.state[p]["exp_avg"]
                 state[f"v.{i}"] = self.optimizer.state[p]["exp_avg_sq"]
         state = {k: v.detach().clone().contiguous() for k, v in state.items()}
-        with replacing(self.path) as part:
-            save_file(state, part)
-        spent = {
+        taken = {
             "minutes": self.seconds / 60, "steps": self.step, "samples": self.samples,
             "device": self._device(), **figures,
         }  # fmt: skip
-        ledger = self._read_ledger() | {self.name: spent}
-        for path, values in ((self.path.with_suffix(".json"), spent), (self.ledger, ledger)):
-            with replacing(path) as part:
-                part.write_text(json.dumps(values, indent=2))
+        with replacing(self.path) as part:
+            save_file(state, part, {"spent": json.dumps(taken)})
+        with replacing(self.ledger) as part:
+            part.write_text(json.dumps(self._read_ledger() | {self.name: taken}, indent=2))
 
     def _device(self) -> str:
         if self.args.device.startswith("cuda"):
