@@ -32,7 +32,7 @@ def badge(url: str, name: str) -> str:
     """The line under a notebook's title."""
     hint = "File → Upload notebook; its first cell installs what is missing."
     if url.startswith(PLACEHOLDER):
-        hint = "File → Upload notebook, and put where tfkit lies into its first cell."
+        hint = "File → Upload notebook, and set `REPOSITORY` in its first cell to the address of tfkit's repository."
     elif place(url, name) != COLAB:
         hint = "Its first cell installs what is missing."
     return f"[![Open in Colab]({COLAB}assets/colab-badge.svg)]({place(url, name)}) &nbsp; {hint}"
