@@ -32,7 +32,7 @@ def badge(url: str, name: str) -> str:
     """The line under a notebook's title."""
     hint = "File → Upload notebook; its first cell installs what is missing."
     if url.startswith(PLACEHOLDER):
-        hint = "File → Upload notebook, and set `REPOSITORY` in its first cell to the address of tfkit's repository."
+        hint = "File → Upload notebook; in its first cell set `REPOSITORY` to where tfkit lies."
     elif place(url, name) != COLAB:
         hint = "Its first cell installs what is missing."
     return f"[![Open in Colab]({COLAB}assets/colab-badge.svg)]({place(url, name)}) &nbsp; {hint}"
