@@ -45,7 +45,7 @@ def test_another_address_changes_badge_and_first_cell_alone(address, notebook):
 
 
 def test_a_badge_promises_no_more_than_its_address_keeps(address):
-    assert "set `REPOSITORY` to where tfkit lies" in address.badge("https://example.org/tfkit", "a.ipynb")
+    assert "set `REPOSITORY` to" in address.badge("https://example.org/tfkit", "a.ipynb")
     elsewhere = address.badge("https://git.example.net/tfkit", "a.ipynb")
     assert "(https://colab.research.google.com/) " in elsewhere and "Upload" in elsewhere
 
