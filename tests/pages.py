@@ -55,3 +55,9 @@ def leaving(event: str, use: str, last: str, gone: str, tell: str = "") -> str:
     for name, part in parts.items():
         script = script.replace(name, part)
     return script
+
+
+def told(page, *parts: str) -> None:
+    """Waits until a page's view says all these words of what it shows."""
+    script = "(parts) => parts.every((part) => document.querySelector('[role=status]').innerText"
+    page.wait_for_function(f"{script}.includes(part))", arg=list(parts))

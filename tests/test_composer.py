@@ -83,6 +83,24 @@ def test_the_model_paints_the_caption():
     assert composer._picture.layout.display == "none"
 
 
+def test_a_picture_of_what_is_asked_no_more_is_not_shown(monkeypatch):
+    composer = CaptionComposer(tfkit.load(device="cpu"), caption="a red cat on snow", frames=2)
+
+    def paint(*arguments, **settings):
+        made = tfkit.generate(*arguments, steps=1, **settings)
+        composer.caption = "a blue cat on snow"  # chosen from another thread meanwhile
+        return made
+
+    monkeypatch.setattr("tfkit.widgets.composer.generate", paint)
+    composer._button.click()
+    assert composer._picture.layout.display == "none" and not composer._button.disabled
+    monkeypatch.setattr("tfkit.widgets.composer.generate", lambda *_, **__: 1 / 0)
+    composer._button.click()
+    assert composer._message.value == "ZeroDivisionError: division by zero"
+    with pytest.raises(ZeroDivisionError):
+        composer.generate()
+
+
 def test_the_button_waits_for_the_running_cell(cells):
     """JupyterLab's subshells: the model is never in two hands."""
     composer = CaptionComposer(tfkit.load(device="cpu"), caption="a red cat on snow", frames=2)

@@ -282,8 +282,12 @@ def test_an_answer_that_cannot_be_written_changes_nothing_and_is_told(file):
     with pytest.raises(FileNotFoundError, match="is gone since the study began"):
         study.answer("left")
     assert study.trial == 0 and not study.answers and not file.exists()
-    study._heard(study, {"trial": 0, "choice": "left", "seconds": 1.0, "sent": 1}, [])
+    told = []
+    study.observe(lambda change: told.append(change.new), "problem")
+    for _ in range(2):  # a page that is loaded anew counts from 1 again
+        study._heard(study, {"trial": 0, "choice": "left", "seconds": 1.0, "sent": 1}, [])
     assert study.trial == 0 and study.problem and str(file.stem) not in study.problem
+    assert told == [study.problem, "", study.problem]
     file.with_suffix(".away").rename(file)
     study._heard(study, {"trial": 0, "choice": "left", "seconds": 1.0, "sent": 2}, [])
     assert study.trial == 1 and study.problem == ""

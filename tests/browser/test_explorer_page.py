@@ -6,7 +6,7 @@ from base64 import b64encode
 import numpy as np
 import pytest
 import torch
-from pages import leaving
+from pages import leaving, told
 from PIL import Image
 
 from tfkit.menagerie import film
@@ -94,9 +94,7 @@ def test_hovering_shows_every_frame_what_python_finds(page, explorer):
     found = last(page, "e.probe[0] > 0")
     assert found["probe"][0] == 2
     agrees(explorer, found)
-    page.wait_for_timeout(400)
-    words = page.get_by_role("status").inner_text()
-    assert words.startswith("Frame 2, pixel (") and "Off the truth by" in words
+    told(page, "Frame 2, pixel (", "Off the truth by")
 
 
 def test_selectors_change_what_is_compared(page, explorer):

@@ -6,7 +6,7 @@ from base64 import b64encode
 import numpy as np
 import pytest
 import torch
-from pages import leaving
+from pages import leaving, told
 from PIL import Image
 
 from tfkit.menagerie import film
@@ -103,9 +103,7 @@ def test_it_shows_frames_and_slices_as_python_has_them(page, explorer):
     agrees(explorer, last(page, "e.layer === 'up.1'"))
     page.get_by_label("timestep").select_option("4")
     agrees(explorer, last(page, "e.timestep === 4"))
-    page.wait_for_timeout(400)
-    words = page.get_by_role("status").inner_text()
-    assert "in one basis" in words and "each frame's own" in words
+    told(page, "in one basis", "each frame's own")
     back(explorer)
 
 

@@ -108,10 +108,10 @@ def test_traits_move_the_comparison_and_it_outlives_the_kernel(notebook):
     assert page.evaluate(ASK, "(compare.frame, compare.playing)") == "(3, False)"
     page.evaluate("seen.length = 0")
     page.evaluate(RUN, "compare.playing = True")
-    page.wait_for_timeout(2000)
+    page.wait_for_function("seen.length >= 12")
     frames = page.evaluate("seen.map((e) => e.frame)")
     back = [b for a, b in pairwise(frames) if (b - a) % 6 > 3]
-    assert len(frames) >= 12 and not back  # Python's echo never sets it back
+    assert not back  # Python's echo never sets it back
     page.keyboard.press(" ")
     page.wait_for_timeout(600)
     shown = page.evaluate("seen.at(-1).frame")
@@ -124,8 +124,7 @@ def test_traits_move_the_comparison_and_it_outlives_the_kernel(notebook):
     page.wait_for_function("seen.at(-1).view === 'wipe'")
     page.keyboard.press(" ")
     page.evaluate("seen.length = 0")
-    page.wait_for_timeout(1000)
-    assert len(set(page.evaluate("seen.map((e) => e.frame)"))) == 6
+    page.wait_for_function("new Set(seen.map((e) => e.frame)).size === 6")
     page.keyboard.press(" ")
     assert canvas.screenshot() != before
     page.evaluate("jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")

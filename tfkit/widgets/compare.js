@@ -171,7 +171,7 @@ function render({ model, el }) {
 
   function caption(words, x, y, room, align = "left") {
     let text = words;
-    while (text && pen.measureText(text).width > room) text = `${text.slice(0, -2)}…`;
+    while (text.length > 1 && pen.measureText(text).width > room) text = `${text.slice(0, -2)}…`;
     pen.textAlign = align;
     pen.fillText(text, x, y - 6);
   }
@@ -229,6 +229,7 @@ function render({ model, el }) {
   /** The picture in words, once it stands still. */
   function tell() {
     const view = model.get("view"), [left, right] = [model.get("left"), model.get("right")];
+    if (view === "difference" && mean === null) return; // it is not drawn yet
     let words = `Frame ${model.get("frame")} of 0 to ${count - 1}. `;
     if (view === "grid") words += `Side by side: ${names.join(", ")}.`;
     else if (view === "wipe") {

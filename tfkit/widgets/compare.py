@@ -44,7 +44,7 @@ class VideoCompare(Twin, anywidget.AnyWidget):
     view = traitlets.Enum(VIEWS, "wipe").tag(sync=True)
     left = traitlets.Unicode().tag(sync=True)
     right = traitlets.Unicode().tag(sync=True)
-    gain = traitlets.Float(4, min=1, max=64).tag(sync=True)
+    gain = traitlets.Float(4, min=1, max=64).tag(sync=True, echo_update=False)
     playing = traitlets.Bool(False).tag(sync=True)
     loop = traitlets.Bool(True).tag(sync=True)
     fps = traitlets.Float(DEFAULT_FPS, min=0.1, max=240).tag(sync=True)

@@ -235,7 +235,7 @@ function render({ model, el }) {
     drawFrames(ink);
     drawSlices(ink);
     clearTimeout(telling);
-    telling = setTimeout(() => { status.textContent = inWords(); }, 200);
+    telling = setTimeout(() => { if (cuts) status.textContent = inWords(); }, 200);
     const mean = [0, 1, 2].map((c) => {
       const bytes = colors[model.get("basis")];
       let sum = 0;
@@ -353,7 +353,7 @@ function render({ model, el }) {
 
   data.frames.forEach(async (file, i) => {
     const image = await createImageBitmap(new Blob([file], { type: "image/webp" }));
-    if (held.left()) return;
+    if (held.left()) return image.close();
     images[i] = image;
     Object.assign(sheet, { width: image.width, height: image.height });
     const reader = sheet.getContext("2d", { willReadFrequently: true });

@@ -48,11 +48,13 @@ class PCAExplorer(Twin, anywidget.AnyWidget):
     layer = traitlets.Unicode().tag(sync=True)
     timestep = traitlets.Int().tag(sync=True)
     basis = traitlets.Enum(BASES, "joint").tag(sync=True)
-    components: "traitlets.List[Any]" = traitlets.List([0, 1, 2]).tag(sync=True)
-    strength: "traitlets.List[Any]" = traitlets.List([1.0, 1.0, 1.0]).tag(sync=True)
+    components: "traitlets.List[Any]" = traitlets.List([0, 1, 2]).tag(sync=True, echo_update=False)
+    strength: "traitlets.List[Any]" = traitlets.List([1.0, 1.0, 1.0]).tag(
+        sync=True, echo_update=False
+    )
     opacity = traitlets.Float(0.85, min=0, max=1).tag(sync=True)
-    line: "traitlets.List[Any]" = traitlets.List().tag(sync=True)
-    probe: "traitlets.List[Any]" = traitlets.List().tag(sync=True)
+    line: "traitlets.List[Any]" = traitlets.List().tag(sync=True, echo_update=False)
+    probe: "traitlets.List[Any]" = traitlets.List().tag(sync=True, echo_update=False)
     _data = traitlets.Dict().tag(sync=True)
 
     def __init__(

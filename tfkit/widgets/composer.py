@@ -73,7 +73,7 @@ class CaptionComposer(Twin, widgets.VBox):
             menu.observe(self._chosen, "value")
         self._text.observe(self._typed, "value")
         widgets.link((self, "seed"), (self._seeds, "value"))
-        self._button.on_click(lambda button: where_cells_run(self.generate))
+        self._button.on_click(lambda button: where_cells_run(self._pressed))
         self.seed, self.caption = seed, caption
         self.observe(self._show, ["caption", "seed"])
         self._show()
@@ -116,17 +116,26 @@ class CaptionComposer(Twin, widgets.VBox):
         self._film.value, self._still = film.getvalue(), codec.encoded(pictures[0], "PNG")
         self._film.alt = f"Film of {self.caption}"
 
+    def _pressed(self) -> None:
+        """The button was: what goes wrong is said beside it."""
+        try:
+            self.generate()
+        except Exception as error:  # memory, a driver: whatever it is, the page must say so
+            self._message.value = f"{type(error).__name__}: {error}"
+
     def generate(self) -> Tensor:
         """The model's own picture (3, h, w) of the caption, from noise of the seed; also shown."""
         if self._model is None:
             raise ValueError("this composer has no model; expected CaptionComposer(tfkit.load())")
         self._button.disabled, self._message.value = True, "painting, some seconds ..."
+        caption, seed = asked = self.caption, self.seed
         try:
-            made = generate(self._model, self.caption, guidance=4, seed=self.seed, progress=False)
+            made = generate(self._model, caption, guidance=4, seed=seed, progress=False)
             (pixels,) = to_uint8(resize(made, ZOOM))
-            self._picture.value = codec.encoded(pixels, "PNG")
-            self._picture.layout.display = ""
-            self._picture.alt = f"The model's picture of {self.caption}"
+            if (self.caption, self.seed) == asked:  # or it is no picture of what is shown now
+                self._picture.value = codec.encoded(pixels, "PNG")
+                self._picture.layout.display = ""
+                self._picture.alt = f"The model's picture of {caption}"
         finally:
             self._button.disabled, self._message.value = False, ""
         return made[0]

@@ -219,6 +219,7 @@ function render({ model, el }) {
 
   /** The picture in words, once it stands still. */
   function tell() {
+    if (!found) return; // it is being drawn anew
     const [frame, x, y] = model.get("probe");
     const others = found.matches.map((match, i) => [match[2], i]).filter(([, i]) => i !== frame);
     others.sort((a, b) => a[0] - b[0]);
@@ -276,7 +277,9 @@ function render({ model, el }) {
   }, listen);
 
   data.frames.forEach(async (file, i) => {
-    images[i] = await createImageBitmap(new Blob([file], { type: "image/webp" }));
+    const image = await createImageBitmap(new Blob([file], { type: "image/webp" }));
+    if (held.left()) return image.close();
+    images[i] = image;
     redraw();
   });
   const observer = new ResizeObserver(layout);
@@ -286,6 +289,7 @@ function render({ model, el }) {
     observer.disconnect();
     cancelAnimationFrame(drawing);
     clearTimeout(telling);
+    images.forEach((image) => image?.close());
     root.remove();
   };
 }

@@ -43,10 +43,10 @@ class CorrespondenceExplorer(Twin, anywidget.AnyWidget):
 
     _esm = page.source("tokens.js", "page.js", "view.js", "explorer.js")
     _css = page.source("explorer.css")
-    probe: "traitlets.List[Any]" = traitlets.List().tag(sync=True)
+    probe: "traitlets.List[Any]" = traitlets.List().tag(sync=True, echo_update=False)
     layer = traitlets.Unicode().tag(sync=True)
     timestep = traitlets.Int().tag(sync=True)
-    pins: "traitlets.List[Any]" = traitlets.List().tag(sync=True)
+    pins: "traitlets.List[Any]" = traitlets.List().tag(sync=True, echo_update=False)
     contrast = traitlets.Float(0.5, min=0, max=0.98).tag(sync=True)
     opacity = traitlets.Float(0.7, min=0, max=1).tag(sync=True)
     _data = traitlets.Dict().tag(sync=True)

@@ -24,8 +24,11 @@ function hold(model, every = () => 60) {
       lost(); // the kernel is gone; the view goes on without it
     }
   }
+  function flush() {
+    if (saving) save();
+  }
   return {
-    listen, save,
+    listen, save, flush,
     onLost: (action) => { lost = action; },
     set(name, value) {
       model.set(name, value);
@@ -38,7 +41,7 @@ function hold(model, every = () => 60) {
     left: () => stop.signal.aborted,
     leave() {
       stop.abort();
-      if (saving) save();
+      flush();
     },
   };
 }

@@ -7,6 +7,7 @@
 const BAR = 7; // pixels: the weights under a frame
 const LOADED = 16; // stops whose pictures stay unpacked, and fields that are kept
 const PACE = 250; // ms between steps that were taken before
+const LOOKS = ["picture", "field", "tell"]; // what is asked for and changes nothing
 const PATIENCE = 4000; // ms without a word until the page says that it waits
 const GONE = "The kernel is gone: steps that were seen can still be looked at, new ones cannot be "
   + "taken. Run the cell again to go on.";
@@ -49,6 +50,7 @@ function render({ model, el }) {
     const known = tried.has(once) || [...asked.values()].some((one) => one.once === once);
     if (gone || held.left() || known) return;
     if (what === "picture" || what === "field") tried.add(once); // what fails is not asked again
+    if (!LOOKS.includes(what)) held.flush(); // it is for where the page stands now
     asked.set(++number, { what, once, since: performance.now() });
     try {
       Promise.resolve(model.send({ do: what, with: words, number: [own, number] })).catch(lose);
@@ -97,6 +99,7 @@ function render({ model, el }) {
     show();
   });
   function receive({ picture, keyframes, weights }, buffers) {
+    if (stops.has(picture)) return; // another view has asked for it too
     const files = buffers.map((file) => new Blob([file], { type: "image/webp" }));
     stops.set(picture, { keyframes, weights, files, images: null, loading: false });
   }
@@ -237,7 +240,7 @@ function render({ model, el }) {
   function drawControls() {
     const position = model.get("position"), steps = total(), known = branch(model.get("active"));
     const [done, expected] = model.get("progress"), playing = model.get("playing") && !gone;
-    const busy = [...asked.values()].some(({ what }) => what === "step");
+    const busy = [...asked.values()].some(({ what }) => !LOOKS.includes(what));
     const ends = moving().every((name) => at(name) >= branch(name).timesteps.length);
     back.disabled = !moving().some((name) => at(name));
     step.disabled = ends || busy || (gone && position >= known.path.length - 1);
@@ -421,7 +424,7 @@ function render({ model, el }) {
   }
 
   function inWords() {
-    const name = model.get("active"), { seen, found } = strips.get(name);
+    const name = model.get("active"), { seen, found } = strips.get(name) ?? {};
     const [frame] = model.get("probe"), keyframes = seen?.keyframes;
     if ([...asked.values()].some(({ what }) => what === "field")) return "Computing the field …";
     if (!keyframes) return "";

@@ -56,7 +56,7 @@ class EditStepper(Twin, anywidget.AnyWidget):
     guidance = traitlets.Float().tag(sync=True)
     seed = traitlets.Int(None, allow_none=True).tag(sync=True)
     layer = traitlets.Unicode().tag(sync=True)
-    probe: "traitlets.List[Any]" = traitlets.List().tag(sync=True)
+    probe: "traitlets.List[Any]" = traitlets.List().tag(sync=True, echo_update=False)
     fields = traitlets.Bool(True).tag(sync=True)
     together = traitlets.Bool(False).tag(sync=True)
     playing = traitlets.Bool(False).tag(sync=True)

@@ -163,6 +163,7 @@ class PreferenceStudy(Twin, anywidget.AnyWidget):
             return
         if content.get("trial") != self.trial or not self._left:
             return
+        self.set_trait("problem", "")  # so that the same one again is told again
         try:
             self.answer(content.get("choice", ""), content.get("seconds"))
         except (OSError, ValueError) as error:
