@@ -86,10 +86,13 @@ def test_lengths_are_measured_in_processes_of_their_own(pipeline_folder, monkeyp
     small = tfkit.menagerie.film("a cat", frames=50).frames[..., ::4, ::4]
     monkeypatch.setattr(growth, "film", lambda _, frames: tfkit.Clip(small[:frames]))
     model = tfkit.load(pipeline_folder, device="cpu")
-    rows = list(growth.lengths(model, counts=(2, 100)))
-    assert [row.unit for row in rows] == ["s", "MiB"] * 2
-    assert [row.ratio for row in rows] == [None, None, 1, 1]
+    rows = list(growth.lengths(model, few=2, some=3, many=100))
+    assert [row.name.split()[0] for row in rows] == ["2", "2", "3", "3", "100", "100"]
+    assert [row.unit for row in rows] == ["s", "MiB"] * 3
+    assert [row.ratio for row in rows[:4]] == [None, None, 1, 1]
     assert all(row.value > 0 for row in rows)
+    for long, short in ((rows[4], rows[2]), (rows[5], rows[3])):
+        assert long.ratio == pytest.approx(long.value / short.value)
 
 
 @pytest.mark.parametrize("shape, weights", [("SD15", 859_520_964), ("SDXL", 2_567_463_684)])
