@@ -122,6 +122,33 @@ def test_redrawn_keyframes_are_those_of_the_seed(model, source):
     assert [row.tolist() for row in walk.keyframes[1:]] == given[1:]
 
 
+def test_gone_back_before_another_propagation_its_keyframes_hold_from_there(model, source):
+    walk = session(model, source, propagation=tfkit.PerFrame(), seed=3).step(2)
+    walk.change(propagation=tfkit.TokenFlow(interval=2)).back(2).change(prompt="a blue fox")
+    drawn = tfkit.TokenFlow(interval=2).draw(5, STEPS, 3)
+    assert torch.equal(torch.stack(walk.keyframes), drawn)
+    walk.step(2)
+
+
+@pytest.mark.parametrize("way", ["seed", "given", "redrawn"])
+def test_another_prompt_keeps_the_keyframes(model, source, way):
+    """So that what the prompt does can be told from what other keyframes do."""
+    given = [[0, 3], [1, 2], [0, 4], [2, 3]]
+    begun = {"seed": {"seed": 5}, "given": {"keyframes": given}, "redrawn": {}}
+    walk = session(model, source, **begun[way])
+    if way == "redrawn":
+        walk.step().redraw(7)
+    before = torch.stack(walk.keyframes)
+    for settings in ({"prompt": "a blue fox"}, {"guidance": 3}, {"method": tfkit.SDEdit(0.75)}):
+        walk.change(**settings)
+        assert torch.equal(torch.stack(walk.keyframes), before)
+    walk.change(propagation=tfkit.TokenFlow(interval=2, variant="reference"))
+    seed = {"seed": 5, "given": 0, "redrawn": 7}[way]
+    ahead = walk.position
+    drawn = tfkit.TokenFlow(interval=2).draw(5, STEPS, seed)
+    assert torch.equal(torch.stack(walk.keyframes[ahead + 1 :]), drawn[ahead + 1 :])
+
+
 def test_what_a_redrawn_session_reads_is_of_its_own_keyframes(model, source):
     """Gone back before the redrawing, it stands at keyframes of another seed."""
     alone = whole(model, source, seed=7).latents

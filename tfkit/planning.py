@@ -21,26 +21,34 @@ def plan_steps(
     source: Trajectory,
     plan: Plan,
     keyframes: Indices | None,
-    seed: int,
+    seed: int | None,
     *,
     before: Steps | None = None,
     taken: int = 0,
 ) -> Steps:
     """The steps of a plan, whose keyframes are given or drawn from ``seed``.
 
-    before: the steps of another plan, the first ``taken`` of which keep their keyframes.
+    before: the steps of another plan, the first ``taken`` of which keep their keyframes; where
+    neither keyframes nor a seed are given, all do that have the same propagation, and another
+    propagation draws from the same seed.
     Raises ValueError for what does not fit the source, the model or one another.
     """
     steps = len(source.timesteps)
-    rows = keyframe_rows(plan.propagation, keyframes, seed, len(source), steps)
+    as_before = seed is None and keyframes is None
+    if seed is None:
+        seed = 0 if before is None else before.seed
+    if as_before and before is not None and before.plan.propagation == plan.propagation:
+        drawn = before.drawn
+    else:
+        rows = keyframe_rows(plan.propagation, keyframes, seed, len(source), steps)
+        drawn = [None] * steps if rows is None else list(rows)
     prepared = plan.method.prepare(model, source)
     text = torch.cat([model.embed(text) for text in _texts(plan, source)])
     first = before.first if before is not None and taken else plan.method.first_step(steps)
     kept = before.rows[: first + taken] if before is not None else []
-    drawn = [None] * steps if rows is None else list(rows)
     every = [*kept, *drawn[len(kept) :]]
     key = source_key_of(model, plan, every, prepared)
-    return Steps(model, source, plan, prepared, text, first, every, key)
+    return Steps(model, source, plan, prepared, text, first, every, drawn, seed, key)
 
 
 def keyframe_rows(

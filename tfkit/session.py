@@ -250,12 +250,13 @@ class EditSession:
     # Changing what comes
 
     def change(
-        self, *, keyframes: Indices | None = None, seed: int = 0, **settings: Any
+        self, *, keyframes: Indices | None = None, seed: int | None = None, **settings: Any
     ) -> "EditSession":
         """From here on with other settings: prompt, negative_prompt, guidance, method, propagation.
 
-        Steps beyond are forgotten; keyframes are drawn anew or given. Returns itself. Raises
-        ValueError, and changes nothing, for settings that are not there or do not fit.
+        Steps beyond are forgotten. Keyframes stay unless they are given, drawn anew from a seed,
+        or another propagation draws its own. Returns itself. Raises ValueError, and changes
+        nothing, for settings that are not there or do not fit.
         """
         known = {*Plan.__dataclass_fields__}
         if settings.keys() - known:

@@ -33,7 +33,8 @@ class Steps:
 
     prepared: what the method made of the video. text: embeddings (branches, l, d). first: which of
     the trajectory's steps is step 0 here. rows: keyframes at each of the trajectory's timesteps,
-    or None. source_key: a digest of what the source's features depend on (:func:`source_key_of`);
+    or None. drawn: the plan's own, which the steps taken before it do not follow. seed: what they
+    are drawn from where they are not given. source_key: a digest of what the source's features depend on (:func:`source_key_of`);
     None where that is not known, and nothing is kept.
     """
 
@@ -44,6 +45,8 @@ class Steps:
     text: Tensor
     first: int
     rows: list[Tensor | None]
+    drawn: list[Tensor | None]
+    seed: int
     source_key: str | None
 
     @property

@@ -5,8 +5,6 @@ from itertools import count
 from string import ascii_uppercase
 from typing import Any
 
-import torch
-
 from tfkit.session import EditSession
 
 SETTINGS = ("prompt", "negative_prompt", "guidance")
@@ -51,24 +49,14 @@ class Branches(Mapping[str, EditSession]):
         del self._sessions[name], self.seeds[name]
 
     def change(self, name: str, settings: Mapping[str, Any]) -> None:
-        """As the session's own, but keyframes stay unless they are given or redrawn."""
+        """As the session's own, where anything is another than it was."""
         session = self[name]
         new = {k: v for k, v in settings.items() if not _is_so(session, k, v)}
-        redrawn = new.keys() & {"keyframes", "seed", "propagation"}
-        kept = {} if redrawn else _keyframes_ahead(session)
         if new:
-            session.change(**kept, **new)
-        if redrawn:
+            session.change(**new)
+        if new.keys() & {"keyframes", "seed", "propagation"}:
             self.seeds[name] = new.get("seed")
 
 
 def _is_so(session: EditSession, name: str, value: object) -> bool:
     return name in SETTINGS and value == getattr(session.plan, name)
-
-
-def _keyframes_ahead(session: EditSession) -> dict[str, Any]:
-    """Those of the steps to come, as a setting; of steps taken, a session keeps its own."""
-    rows = session.keyframes
-    taken = len(rows) - len(session.timesteps) + session.position
-    ahead = [row for row in rows[taken:] if row is not None]
-    return {"keyframes": torch.stack([ahead[0]] * taken + ahead)} if ahead else {}
