@@ -1,6 +1,7 @@
 """Shared set-up: no network, checked annotations, threads that fit xdist, a few small pipelines."""
 
 import os
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +40,25 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A function: the disk is full for the n-th file, counted from now, that is flushed to it."""
+
+    def arrange(n):
+        left, fsync = [n], os.fsync
+
+        def flush(file):
+            if not stat.S_ISDIR(os.fstat(file).st_mode):  # of folders it is their names
+                left[0] -= 1
+                if not left[0]:
+                    raise OSError(28, "No space left on device")
+            fsync(file)
+
+        monkeypatch.setattr(os, "fsync", flush)
+
+    return arrange
 
 
 @pytest.fixture(scope="session")

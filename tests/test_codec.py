@@ -1,5 +1,8 @@
 """Files of all kinds: what comes back from them, upright and in the right colours."""
 
+from fractions import Fraction
+
+import av
 import numpy as np
 import pytest
 import torch
@@ -141,6 +144,30 @@ def damaged(folder, what):
     elif what != "missing":
         path.write_text("" if what == "empty" else "words\n" * 99)
     return path
+
+
+def test_an_image_too_large_to_unpack_is_named(tmp_path, monkeypatch):
+    path = save(tmp_path / "s", np.zeros((30, 30, 3), np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(ValueError, match=r"0.png' cannot be read as an image: Image size \(900"):
+        read_video(path)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_variable_rate_is_said(tmp_path, suffix):
+    """Frames are taken one by one: four seconds would become a quarter of one."""
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for at in (0, 1, 2, 60, 61, 62, 120):
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 48, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = at, Fraction(1, 30)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    with pytest.warns(UserWarning, match=rf"a.{suffix}' shows its frames for unequal") as said:
+        assert len(read_video(path)) == 7
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(

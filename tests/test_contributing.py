@@ -35,16 +35,19 @@ def test_the_example_edits_with_any_method(model, example):
         assert not torch.allclose(made.latents, alone.latents)
 
 
-def test_its_frames_read_the_first_and_the_one_before(model, example):
+@pytest.mark.parametrize("source", [False, True])
+def test_its_frames_read_the_first_and_the_one_before(model, example, source):
     name = "up_blocks.3.attentions.0.transformer_blocks.0.attn1"
     layer = hooks.self_attention(model.unet)[name]
     g = torch.Generator().manual_seed(0)
     tokens = torch.randn(2 * 3, 9, layer.to_q.in_features, generator=g, dtype=torch.float64)
     with torch.no_grad():
-        out = example().attention(branches=2, source=False)(layer, tokens)
+        out = example().attention(branches=2, source=source)(layer, tokens)
         for branch in (0, 3):
             for i in range(3):
                 keys = torch.cat([tokens[branch], tokens[branch + max(i - 1, 0)]])[None]
+                if source and not branch:
+                    keys = tokens[i][None]
                 want = layer(tokens[branch + i][None], encoder_hidden_states=keys)[0]
                 torch.testing.assert_close(out[branch + i], want, rtol=0, atol=1e-10)
 

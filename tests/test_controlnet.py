@@ -21,6 +21,7 @@ import tfkit
 from tfkit import finding, loading
 from tfkit.control import check_beside
 from tfkit.menagerie.recipe.controlnet import from_unet
+from tfkit.records import key_of
 from tfkit.sampling import ddim_step
 from tfkit.swapping import rebuild
 
@@ -185,6 +186,28 @@ def test_inverted_under_control_it_reconstructs_under_control(model, folder, con
         tfkit.invert(model, latents, "a cat", control=other, folder=tmp_path, **options)
     with pytest.raises(ValueError, match="another condition"):
         tfkit.invert(model, latents, "a cat", folder=tmp_path, **options)
+
+
+def test_what_is_kept_of_an_edit_knows_the_weights_behind_a_name(
+    model, folder, source, condition, tmp_path
+):
+    """Trained on under the same name, it is another ControlNet."""
+    place = shutil.copytree(folder, tmp_path / "net")
+    method = tfkit.ControlNet(condition, place)
+    settings = {"method": method, "propagation": tfkit.PerFrame(), "progress": False}
+    tfkit.edit(model, source, "a dog", folder=tmp_path / "edit", **settings)
+    before = key_of({"method": method})
+    assert before == key_of({"method": tfkit.ControlNet(condition.clone(), place)})
+    assert before != key_of({"method": tfkit.ControlNet(condition, place, scale=0.5)})
+    net = loading.load_controlnet(place, device="cpu")
+    with torch.no_grad():
+        net.conv_in.weight.add_(1e-3)
+    net.save_pretrained(place)
+    assert (
+        before != key_of({"method": method}) == key_of({"method": tfkit.ControlNet(condition, net)})
+    )
+    with pytest.raises(ValueError, match="holds the edit of another method"):
+        tfkit.edit(model, source, "a dog", folder=tmp_path / "edit", **settings)
 
 
 def test_until_counts_from_the_noise_in_either_direction(model, folder, condition):

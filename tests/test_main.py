@@ -42,6 +42,23 @@ def test_other_shapes_come_back_in_their_own_aspect(tmp_path, size):
     assert min(h, w) == 60 and w / h == pytest.approx(size[1] / size[0], rel=0.02)
 
 
+def test_out_of_memory_is_a_line_with_advice(video, monkeypatch, capsys):
+    def full(args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 TB")
+
+    monkeypatch.setattr("tfkit.__main__.run_edit", full)
+    assert main(["edit", str(video), "a dog"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("tfkit: error: out of memory") and error.count("\n") == 1
+
+    def broken(args):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("tfkit.__main__.run_edit", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["edit", str(video), "a dog"])
+
+
 def test_a_local_stable_diffusion_folder_is_as_good_as_the_menagerie(
     video, pipeline_folder, tmp_path
 ):

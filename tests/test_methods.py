@@ -58,7 +58,8 @@ def test_full_injection_without_guidance_changes_nothing(model):
     start = torch.randn(2, 4, 8, 8, generator=g, dtype=torch.float64)
     levels[CLEAN] = sample(model, start, timesteps, noise_of, progress=False)
     source = Trajectory(timesteps, "a cat", None, levels)
-    for method in (tfkit.Plain(), tfkit.PlugAndPlay(1, 1)):
+    late = [tfkit.SDEdit(start) for start in (0, 0.25, 0.5, 0.75, 1)]  # from the level itself
+    for method in (tfkit.Plain(), tfkit.PlugAndPlay(1, 1), *late):
         edit = tfkit.edit(model, source, "a cat", guidance=1, propagation=tfkit.PerFrame(),
                           method=method, progress=False)  # fmt: skip
         torch.testing.assert_close(edit.latents, source.clean, rtol=0, atol=1e-9)

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import tfkit
 from tfkit import hooks
 from tfkit.diffusion import NonFiniteError
 from tfkit.inversion import invert
-from tfkit.source_cache import PART, SourceCache, StepWriter
+from tfkit.source_cache import PART, KeptStep, SourceCache, StepWriter
 
 FRAMES, STEPS = 7, 4  # three keyframes at interval 3
 QUIET = {"progress": False}
@@ -218,12 +219,12 @@ def test_the_key_written_last_stays(tmp_path, folder):
     cache = SourceCache(tmp_path / "cache" if folder else None, budget=10_000)
     for name in ("a", "b", "c"):
         for t in (1, 2):
-            writer = StepWriter(cache, name, t, first=t == 1)
+            writer = StepWriter(cache, name, t)
             writer.add({"frames": torch.arange(2), "x": torch.zeros(2, 450, dtype=torch.int16)})
             assert writer.finish()
     assert list(cache.sizes()) == ["b", "c"] and cache.get("a", 1) is None
     assert cache.get("c", 2).of(torch.tensor([1]))["x"].dtype == torch.int16
-    writer = StepWriter(cache, "c", 3, first=False)
+    writer = StepWriter(cache, "c", 3)
     writer.add({"frames": torch.arange(2), "x": torch.zeros(2, 5000)})
     assert not writer.finish() and cache.get("c", 3) is None and cache.get("c", 2) is not None
     assert list(cache.sizes())[-1] == "c"
@@ -250,7 +251,7 @@ def test_parts_give_any_frames_back(tmp_path, folder, chunks, data):
     cache, random = SourceCache(tmp_path if folder else None), random_from(len(chunks))
     frames = torch.randperm(2 * sum(chunks), generator=random)[: sum(chunks)].sort().values
     values = torch.randn(len(frames), 3, generator=random)
-    writer = StepWriter(cache, "a", 7, first=True)
+    writer = StepWriter(cache, "a", 7)
     for some, rows in zip(frames.split(chunks), values.split(chunks), strict=True):
         writer.add({"frames": some, "x": rows})
     assert writer.finish()
@@ -295,6 +296,38 @@ def test_a_damaged_file_counts_as_absent_and_is_written_again(model, latents, tm
     )
     assert torch.equal(edited(model, source), expected)
     assert frames_through(model, lambda: edited(model, source)) == STEPS * (2 * FRAMES + 3)
+
+
+def test_what_another_process_forgets_on_the_way_is_computed(model, source, monkeypatch):
+    """Between a step's parts, say."""
+    expected, of, asked = edited(model, source), KeptStep.of, []
+
+    def lost(self, frames):
+        asked.append(frames)
+        if len(asked) % 3 == 2:
+            raise ValueError("t0001-0000.safetensors is lost")
+        return of(self, frames)
+
+    monkeypatch.setattr(KeptStep, "of", lost)
+    torch.testing.assert_close(edited(model, source), expected, rtol=0, atol=1e-9)
+    assert len(asked) > 3
+
+
+def test_a_folder_that_is_read_only_by_now_costs_time_and_nothing_else(
+    model, latents, tmp_path, monkeypatch
+):
+    source = invert(model, latents, "a cat", steps=STEPS, folder=tmp_path / "fox", **QUIET)
+    expected = edited(model, source)
+    for file in (tmp_path / "fox" / "cache").rglob("*.safetensors"):
+        damage(file, "flipped")
+
+    def refused(*_, **__):
+        raise PermissionError(30, "Read-only file system")
+
+    for name in ("unlink", "mkdir"):
+        monkeypatch.setattr(Path, name, refused)
+    monkeypatch.setattr("tfkit.source_cache.save_tensors", refused)
+    assert torch.equal(edited(model, source), expected)
 
 
 def test_a_full_disk_costs_time_and_nothing_else(model, latents, tmp_path, monkeypatch):

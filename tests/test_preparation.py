@@ -270,13 +270,30 @@ def test_without_room_it_says_so_inverts_and_wastes_no_pass(model, latents, plai
             return super().reader(model, source)
 
     small = Small(propagation=WAY)
-    with pytest.warns(UserWarning, match=r"4 steps .* source.cache.budget = \d+"):
+    with pytest.warns(UserWarning, match=r"the steps read .* source.cache.budget = \d+"):
         source, passes = counted(model, prepared, latents, small, folder=folder)
     assert passes <= (STEPS + 1) * FRAMES
     same_levels(source, plain)
     source.cache.budget = 2**30
     made = edited(model, source, way=WAY)
     torch.testing.assert_close(made, edited(model, plain, way=WAY), **EXACT)
+
+
+def test_what_the_noisy_steps_inject_counts_where_room_is_short(model, latents, plain):
+    """The lowest level is read first, and Plug-and-Play injects nothing there."""
+    method = tfkit.PlugAndPlay(attention=0.5, convolution=0.5)
+    whole = sum(prepared(model, latents, preparation(method=method)).cache.sizes().values())
+    one = sum(prepared(model, latents, preparation(method=tfkit.Plain())).cache.sizes().values())
+    assert one < whole - 1000
+
+    class Small(Preparation):
+        def reader(self, model, source):
+            source.cache.budget = whole - 1  # room enough for fields alone
+            return super().reader(model, source)
+
+    with pytest.warns(UserWarning, match=r"To keep all of it: source.cache.budget") as said:
+        prepared(model, latents, Small(method, WAY))
+    assert len(said) == 1
 
 
 def test_no_budget_prepares_nothing(model, latents, plain):

@@ -1,7 +1,6 @@
 """The recipe, on a budget of seconds: it runs, resumes, and leaves a folder others can load."""
 
 import json
-import os
 import random
 import shutil
 from types import SimpleNamespace
@@ -156,20 +155,13 @@ def test_each_word_is_one_token_and_other_words_are_letters(tmp_path):
 
 
 @pytest.mark.parametrize("survives", range(2))
-def test_a_state_that_cannot_be_written_leaves_the_last_one_whole(tmp_path, monkeypatch, survives):
+def test_a_state_that_cannot_be_written_leaves_the_last_one_whole(tmp_path, full_disk, survives):
     """The state, counts and all, and the ledger: the disk is full after so many of the two."""
     args = SimpleNamespace(work=tmp_path, out=tmp_path / "out", resume=False, device="cpu")
     run = Run("unet", torch.nn.Linear(2, 2), args, rate=1e-4)
     run.save()
-    run.step, written, fsync = 7, [], os.fsync
-
-    def full(file):
-        written.append(file)
-        if len(written) > survives:
-            raise OSError(28, "No space left on device")
-        fsync(file)
-
-    monkeypatch.setattr(os, "fsync", full)
+    run.step = 7
+    full_disk(survives + 1)
     with pytest.raises(OSError, match="No space left"):
         run.save()
     args.resume = True

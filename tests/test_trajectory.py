@@ -105,21 +105,27 @@ def test_a_finished_folder_is_read_and_not_computed(model, latents, uninterrupte
     assert not passes
 
 
-def test_nothing_half_written_shows(model, latents, uninterrupted, tmp_path, monkeypatch):
-    """The disk fills up in the third file: what came before is whole, and the next run goes on."""
-    calls, fsync = [], os.fsync
-
-    def full(file):
-        calls.append(file)
-        if len(calls) == 4:
-            raise OSError(28, "No space left on device")
-        fsync(file)
-
-    monkeypatch.setattr(os, "fsync", full)
+def test_nothing_half_written_shows(model, latents, uninterrupted, tmp_path, full_disk):
+    """The disk fills up in the fourth file: what came before is whole, and the next run goes on."""
+    full_disk(4)
     with pytest.raises(OSError, match="No space left"):
         invert(model, latents, folder=tmp_path)
     names = ["clean.safetensors", "t0001.safetensors", "trajectory.json"]
     assert sorted(p.name for p in tmp_path.iterdir()) == names
+    same(invert(model, latents, folder=tmp_path), uninterrupted)
+
+
+@pytest.mark.parametrize("name", ["clean", "t0333"])
+def test_a_level_with_one_bit_flipped_is_never_used(model, latents, uninterrupted, tmp_path, name):
+    invert(model, latents, folder=tmp_path)
+    file = tmp_path / f"{name}.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-7] ^= 4
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=f"{name}.safetensors is damaged"):
+        opened = tfkit.open_trajectory(tmp_path)
+        opened.at(333), opened.clean
+    file.unlink()  # as the message says
     same(invert(model, latents, folder=tmp_path), uninterrupted)
 
 
@@ -143,7 +149,7 @@ if how == "while writing":
     fsync, calls = os.fsync, []
     def kill(file):
         calls.append(file)
-        if len(calls) == 5:  # the manifest, the clean latents, two levels, and then
+        if len(calls) == 9:  # four files and their folder, and then
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(file)
     os.fsync = kill

@@ -160,6 +160,17 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"tfkit: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        from tfkit.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        print(
+            "tfkit: error: out of memory. A smaller --size, fewer --frames or a larger --interval "
+            "need less; --check says how much an edit takes",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("tfkit: stopped", file=sys.stderr)
         return 130

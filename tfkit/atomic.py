@@ -4,7 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -26,12 +26,23 @@ def replacing(path: Path) -> Iterator[Path]:
         elif path.is_dir():  # os.replace refuses a folder with files in it
             os.replace(path, old)
         os.replace(temporary, path)
+        _flush(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _flush(folder: Path) -> None:
+    """Puts a folder's names on the disk, so that a file keeps its own when the power goes."""
+    with suppress(OSError):  # Windows, and file systems that cannot
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def left_over(folder: Path, name: str = "*") -> list[Path]:

@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tfkit.correspondence import follow, nearest_neighbors
+from tfkit.correspondence import nearest_neighbors
 from tfkit.keyframes import Neighbors
 
 Keys = tuple[Tensor, Tensor]  # keys and values in the edited branches: (b, f, n, d) each
@@ -167,10 +167,13 @@ class FirstAttention:
     def __call__(self, attn: Attention, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         q, k, v = project(attn, hidden_states)
         frames = len(hidden_states) // self.branches
-        first = torch.arange(self.branches, device=k.device).repeat_interleave(frames) * frames
-        if self.source:
-            first[:frames] = torch.arange(frames, device=k.device)  # the source sees itself
-        return attend(attn, q, k[first], v[first])
+        alone = frames if self.source else 0
+        out = [attend(attn, q[:alone], k[:alone], v[:alone])] if alone else []
+        if len(q) > alone:  # the queries of a branch are one long sequence, as in `extended`
+            long = rearrange(q[alone:], "(b f) n d -> b (f n) d", f=frames)
+            seen = attend(attn, long, k[alone::frames], v[alone::frames])
+            out.append(rearrange(seen, "b (f n) d -> (b f) n d", f=frames))
+        return torch.cat(out)
 
 
 @dataclass(eq=False)
@@ -252,10 +255,11 @@ def carry(
 
     w * T_first[gamma_first] + (1 - w) * T_second[gamma_second]; only blended frames pay for two.
     """
-    out = follow(outputs[:, near.first], fields[:, 0].long())
+    tokens, m = outputs.flatten(1, 2), outputs.shape[2]  # all keyframes' in one row
+    out = tokens[:, near.first[:, None] * m + fields[:, 0].long()]
     if near.blended.any():
         rows = near.blended.nonzero().squeeze(1)
         w = near.weight[rows, None, None].to(out.dtype)
-        second = follow(outputs[:, near.second[rows]], fields[rows, 1].long())
+        second = tokens[:, near.second[rows, None] * m + fields[rows, 1].long()]
         out[:, rows] = second.lerp(out[:, rows], w)
     return out

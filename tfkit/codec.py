@@ -5,6 +5,7 @@ only a GIF holds all its frames while it is written, for they share one palette.
 """
 
 import re
+import warnings
 from collections.abc import Callable, Generator, Iterable
 from fractions import Fraction
 from functools import partial
@@ -38,7 +39,7 @@ def _read_images(path: Path) -> Generator[Lazy, None, None]:
         try:
             with Image.open(one) as image:
                 pixels = _pixels(ImageOps.exif_transpose(image))
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{str(one)!r} cannot be read as an image: {error}") from error
         first = first or pixels.shape[:2]
         if pixels.shape[:2] != first:
@@ -64,6 +65,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _read_movie(path: Path) -> Generator[Lazy, None, None]:
+    even = True
     try:
         with av.open(str(path)) as container:
             # ffmpeg draws text files as a terminal would, which nobody means here
@@ -73,13 +75,29 @@ def _read_movie(path: Path) -> Generator[Lazy, None, None]:
             stream.thread_type = "AUTO"
             fps = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
             aspect = stream.sample_aspect_ratio
+            times: list[float | None] = []
             for frame in container.decode(stream):
+                times = [*times[-1:], frame.time]
+                if even and not _in_step(times, fps):
+                    even = False
+                    warnings.warn(
+                        f"{str(path)!r} shows its frames for unequal times; they are taken one by "
+                        f"one, as if there were {fps:g} in every second. To keep its pace, give "
+                        "the video a constant rate first: ffmpeg -i in.mp4 -vf fps=25 out.mp4",
+                        stacklevel=2,
+                    )
                 yield partial(_decoded, frame, aspect), fps
     except av.error.FFmpegError as error:
         raise ValueError(
             f"{str(path)!r} cannot be decoded ({error.strerror}); "
             "is it a video, and complete and undamaged?"
         ) from error
+
+
+def _in_step(times: list[float | None], fps: float) -> bool:
+    """Whether two frames are as far apart as frames should be, to half a frame."""
+    known = [time for time in times if time is not None]
+    return len(known) < 2 or abs((known[1] - known[0]) * fps - 1) < 0.5
 
 
 def _decoded(frame: av.VideoFrame, aspect: Fraction | None) -> np.ndarray:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +23,25 @@ from tfkit import hooks
 from tfkit.checks import check_frames
 from tfkit.conditions import canny
 from tfkit.diffusion import LatentDiffusion
+from tfkit.finding import find_controlnet
 from tfkit.loading import CONTROLNETS, MENAGERIE, load_controlnet
 from tfkit.methods import Moment, Plain, check_noise, check_share, fresh, inverted
 from tfkit.overflow import NonFiniteError
+from tfkit.records import key_of
 from tfkit.trajectory import Trajectory, digest
 from tfkit.video import Clip, resize
+
+
+def _weights(net: ControlNetModel) -> str:
+    """A short digest: 64 values of each of its weights."""
+    values = [p.detach().flatten()[:64].double().cpu() for p in net.parameters()]
+    return digest(torch.cat(values))
+
+
+@lru_cache
+def _weights_in(folder: str, dates: tuple[int, ...]) -> str:
+    """The same of a folder's, read once while its files keep their dates."""
+    return _weights(load_controlnet(folder, device="cpu"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +53,7 @@ class Controlled:
 
     def fingerprint(self) -> str:
         """A short digest of the ControlNet: 64 values of each of its weights."""
-        values = [p.detach().flatten()[:64].double().cpu() for p in self.net.parameters()]
-        return digest(torch.cat(values))
+        return _weights(self.net)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,6 +100,18 @@ class ControlNet(Plain):
             f"ControlNet(condition={shown}, model={str(net)!r}, scale={self.scale}, "
             f"until={self.until}, noise={self.noise!r}, seed={self.seed})"
         )
+
+    def fingerprint(self) -> str:
+        """A digest of the settings and the ControlNet's weights, under whatever name they lie.
+
+        Raises FileNotFoundError where it is not found, ValueError where it cannot be read.
+        """
+        own = {name: value for name, value in vars(self).items() if name != "model"}
+        if isinstance(self.model, ControlNetModel):
+            return key_of(own | {"weights": _weights(self.model)})
+        folder = find_controlnet(self.model, half=False)
+        dates = tuple(sorted(file.stat().st_mtime_ns for file in folder.glob("*.safetensors")))
+        return key_of(own | {"weights": _weights_in(str(folder), dates)})
 
     def begin(self, model: LatentDiffusion, source: Trajectory, t: int | None) -> Tensor:
         if self.noise == "inverted" or t is None:

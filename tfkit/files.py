@@ -94,7 +94,26 @@ def claimed(
     origin = json.loads(json.dumps(origin))
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; expected a folder for the {kind}")
-    if (path / manifest).exists():
+    path.mkdir(parents=True, exist_ok=True)
+    with _held(path):  # before a look at it: another process may have just begun there
+        _check_place(path, kind, origin, names, unsaid)
+        for file in left_over(path):
+            file.unlink()
+        if not (path / manifest).exists():
+            says = {**origin, **(beside or {})}
+            write_whole(path / manifest, json.dumps(says, indent=1).encode())
+        yield path
+
+
+def _check_place(
+    path: Path,
+    kind: str,
+    origin: Mapping[str, Any],
+    names: Mapping[str, str] | None,
+    unsaid: Mapping[str, Any] | None,
+) -> None:
+    """Raises ValueError unless a folder is empty, or the place of a thing of this origin."""
+    if (path / f"{kind}.json").exists():
         theirs = read_manifest(path, kind, origin.keys() - {*(unsaid or {})}, unsaid)
         for name, here in origin.items():
             if theirs[name] != here:
@@ -103,16 +122,8 @@ def claimed(
                     f"{_short(theirs[name])} there, {_short(here)} asked for. "
                     "Give another folder, or delete this one."
                 )
-    elif path.is_dir() and set(path.iterdir()) - set(left_over(path)):
+    elif set(path.iterdir()) - set(left_over(path)):
         raise ValueError(f"{path} is not empty and holds no {kind}; give an empty or a new folder")
-    path.mkdir(parents=True, exist_ok=True)
-    with _held(path):
-        for file in left_over(path):
-            file.unlink()
-        if not (path / manifest).exists():
-            says = {**origin, **(beside or {})}
-            write_whole(path / manifest, json.dumps(says, indent=1).encode())
-        yield path
 
 
 def read_manifest(

@@ -7,7 +7,7 @@ Memory: one batch of activations; where the source goes alone, its features of a
 
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -88,9 +88,13 @@ class StepPasses:
         Where an earlier edit has read them, they are taken from what it kept, and no pass is made.
         """
         layers = hooks.self_attention(self.model.unet)
+        found = None
         if self.known is not None:
-            found = self.known.of(frames)
-        else:
+            with suppress(
+                ValueError, KeyError
+            ):  # another process has forgotten or damaged it since
+                found = self.known.of(frames)
+        if found is None:
             features = self._read(frames, list(layers))
             fields = {name: attention.fields[layer] for name, layer in layers.items()}
             found = {"frames": frames.cpu()} | features | fields

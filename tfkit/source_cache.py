@@ -37,6 +37,7 @@ class SourceCache:
 
     def __init__(self, folder: str | Path | None = None, budget: int = BUDGET):
         self.folder, self.budget = None if folder is None else Path(folder), budget
+        self.warned: set[str] = set()  # the keys that it was said of that the budget is too small
         self._memory: dict[str, dict[tuple[int, int | None], Features]] = {}
 
     def get(self, key: str, t: int) -> "KeptStep | None":
@@ -88,9 +89,13 @@ class SourceCache:
             steps = self._memory.get(key, {})
             self._memory[key] = {at: x for at, x in steps.items() if at[0] != t}
             return
-        self._file(key, t, INDEX).unlink(missing_ok=True)  # first: without it there is none
-        for file in (self.folder / key).glob(f"t{t:04d}-*.safetensors"):
-            file.unlink(missing_ok=True)
+        parts = (self.folder / key).glob(f"t{t:04d}-*.safetensors")
+        for file in (
+            self._file(key, t, INDEX),
+            *parts,
+        ):  # the index first: without it there is none
+            with suppress(OSError):  # not there, or in a folder that is read-only by now
+                file.unlink()
 
     def sizes(self) -> Mapping[str, int]:
         """Bytes kept under each key, the one written least recently first."""
@@ -168,13 +173,12 @@ class KeptStep:
 class StepWriter:
     """Keeps a step, frames in ascending order as they come, a part as soon as it is whole.
 
-    first: whether it is the first under its key. bytes: of all that came, kept or not.
+    bytes: of all that came, kept or not.
     """
 
     cache: SourceCache
     key: str
     t: int
-    first: bool
     bytes: int = 0
     _waiting: list[Features] = field(default_factory=list)
     _frames: list[Tensor] = field(default_factory=list)  # of each part that is written

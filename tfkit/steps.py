@@ -34,8 +34,8 @@ class Steps:
     prepared: what the method made of the video. text: embeddings (branches, l, d). first: which of
     the trajectory's steps is step 0 here. rows: keyframes at each of the trajectory's timesteps,
     or None. drawn: the plan's own, which the steps taken before it do not follow. seed: what they
-    are drawn from where they are not given. source_key: a digest of what the source's features depend on (:func:`source_key_of`);
-    None where that is not known, and nothing is kept.
+    are drawn from where they are not given. source_key: a digest of what the source's features
+    depend on (:func:`source_key_of`); None where that is not known, and nothing is kept.
     """
 
     model: LatentDiffusion
@@ -159,7 +159,7 @@ class Steps:
             if known is not None and passes.needed() <= known.names:
                 passes.known = known
             elif self._room:
-                passes.keeps = StepWriter(cache, *where, self.source_key not in cache.sizes())
+                passes.keeps = StepWriter(cache, *where)
         return passes
 
     def source_tokens(
@@ -198,12 +198,12 @@ class Steps:
         writer, cache = passes.keeps, self.source.cache
         if writer is None:
             return False
-        kept = writer.finish()
-        one = cache.sizes().get(writer.key, writer.bytes) if kept else writer.bytes
-        whole = left * one
-        if writer.first and whole > cache.budget:
+        kept = writer.finish()  # steps differ: a method injects into some of them alone
+        whole = cache.sizes().get(writer.key, 0) + (left - kept) * writer.bytes
+        if whole > cache.budget and writer.key not in cache.warned:
+            cache.warned.add(writer.key)
             warnings.warn(
-                f"keeping what {left} steps read of the source takes {whole / 2**20:,.1f} MiB and "
+                f"keeping what the steps read of the source takes {whole / 2**20:,.1f} MiB and "
                 f"the budget is {cache.budget / 2**20:,.1f}: further edits of this video will "
                 f"compute the rest again. To keep all of it: source.cache.budget = {whole}",
                 stacklevel=2,

@@ -9,7 +9,7 @@ video costs that level.
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 from pathlib import Path
@@ -195,8 +195,12 @@ def open_trajectory(path: str | Path, *, device: torch.device | str = "cpu") -> 
 
 
 def write_conditions(path: str | Path, conditions: Mapping[str, Tensor]) -> None:
-    """Keeps what a trajectory is inverted under in its folder."""
-    save_tensors(Path(path).expanduser() / _CONDITIONS, conditions)
+    """Keeps what a trajectory is inverted under in its folder, unless it is there already."""
+    file = Path(path).expanduser() / _CONDITIONS
+    with suppress(ValueError):
+        if load_tensors(file).keys() == conditions.keys():
+            return
+    save_tensors(file, conditions)
 
 
 def read_conditions(path: Path, device: torch.device | str) -> dict[str, Tensor]:
