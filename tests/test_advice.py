@@ -56,6 +56,17 @@ def test_prompts_are_read_beforehand(menagerie, prompt, note):
         assert note.replace("75", str(limit)) in notes[0]
 
 
+def test_source_and_negative_prompts_are_read_too(menagerie):
+    notes = prompt_notes(menagerie, "a red fox", "a fox" + " fox" * 99, "an axolotl, a gnu")
+    assert notes[0].startswith("the source's prompt is longer than the")
+    assert notes[1].startswith("the menagerie does not know axolotl, gnu; it knows")
+    assert len(notes) == 2 and not prompt_notes(menagerie, "a red fox", "a fox", "a dog")
+    report = tfkit.preflight(
+        menagerie, torch.rand(1, 3, 32, 32), "a red fox", negative_prompt="a gnu", steps=2
+    )
+    assert "the menagerie does not know gnu" in " ".join(report.notes)
+
+
 def test_other_models_are_not_asked_for_the_menageries_words(model):
     assert prompt_notes(model, "a red axolotl") == []
 

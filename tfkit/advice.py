@@ -107,7 +107,7 @@ def preflight(
     cost = cost_of(model, shape, plan, steps, batch)
     room = {"folder": folder or inverted, "pictures": not isinstance(video, VideoFile)}
     memory, free = cost.memory(batch, **room), available_memory(model.device)
-    notes, quality = prompt_notes(model, prompt, source_prompt), None
+    notes, quality = prompt_notes(model, prompt, source_prompt, negative_prompt), None
     if isinstance(video, Trajectory) and "control" not in video.conditions:
         quality = reconstruction_psnr(model, video)
         notes += quality_notes(quality, steps)
@@ -135,21 +135,22 @@ def reconstruction_psnr(model: LatentDiffusion, source: Trajectory, *, frames: i
     return psnr(reconstruct(model, part, progress=False), whole)
 
 
-def prompt_notes(model: LatentDiffusion, prompt: str, source_prompt: str = "") -> list[str]:
-    """What of a prompt is not read or not known, and what asks for nothing."""
-    notes = []
-    _, unread = prompts.token_ids(model.tokenizer, prompt)
-    if unread:
-        limit = model.tokenizer.model_max_length - 2
-        notes.append(
-            f"the prompt is longer than the {limit} tokens that are read; unread: {unread!r}"
-        )
-    if model.name == MENAGERIE:
-        strange = unknown_words(prompt)
-        if strange:
+def prompt_notes(
+    model: LatentDiffusion, prompt: str, source_prompt: str = "", negative_prompt: str = ""
+) -> list[str]:
+    """What of the prompts is not read or not known, and where the first asks for nothing."""
+    notes, strange = [], dict[str, None]()
+    for which, text in (("", prompt), ("source's ", source_prompt), ("negative ", negative_prompt)):
+        _, unread = prompts.token_ids(model.tokenizer, text)
+        if unread:
+            limit = model.tokenizer.model_max_length - 2
             notes.append(
-                f"the menagerie does not know {', '.join(strange)}; it knows {known_words()}"
+                f"the {which}prompt is longer than the {limit} tokens that are read; unread: "
+                f"{unread!r}"
             )
+        strange |= dict.fromkeys(unknown_words(text) if model.name == MENAGERIE else ())
+    if strange:
+        notes.append(f"the menagerie does not know {', '.join(strange)}; it knows {known_words()}")
     if not prompt.strip():
         notes.append("the prompt is empty: it says nothing of what the edited video is to show")
     elif prompt.strip() == source_prompt.strip():
