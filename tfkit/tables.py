@@ -68,19 +68,19 @@ PAPER = {
     "fixed keyframes": Published(0.33, 3.7),
     "TokenFlow": Published(0.33, 3.0, 25.7, 237),
 }
+_METHODS = {"PnP": PlugAndPlay(), "SDEdit": SDEdit(0.7), "ControlNet": ControlNet()}
+_WAYS = {
+    "per frame": PerFrame(),
+    "first frame": FirstFrame(),
+    "joint attention": ExtendedAttention(interval=INTERVAL),
+    "fixed keyframes": TokenFlow(INTERVAL, keyframes="fixed"),
+    "TokenFlow": TokenFlow(INTERVAL),
+}
 CONTENDERS: dict[str, dict[str, Any]] = {
-    name: {"method": method, "propagation": propagation, "guidance": GUIDANCE}
-    for name, method, propagation in (
-        ("PnP, per frame", PlugAndPlay(), PerFrame()),
-        ("PnP, first frame", PlugAndPlay(), FirstFrame()),
-        ("PnP, joint attention", PlugAndPlay(), ExtendedAttention(interval=INTERVAL)),
-        ("PnP, fixed keyframes", PlugAndPlay(), TokenFlow(INTERVAL, keyframes="fixed")),
-        ("PnP, TokenFlow", PlugAndPlay(), TokenFlow(INTERVAL)),
-        ("SDEdit, per frame", SDEdit(0.7), PerFrame()),
-        ("SDEdit, TokenFlow", SDEdit(0.7), TokenFlow(INTERVAL)),
-        ("ControlNet, per frame", ControlNet(), PerFrame()),
-        ("ControlNet, TokenFlow", ControlNet(), TokenFlow(INTERVAL)),
-    )
+    f"{name}, {way}": {"method": method, "propagation": propagation, "guidance": GUIDANCE}
+    for name, method in _METHODS.items()
+    for way, propagation in _WAYS.items()
+    if name == "PnP" or way != "first frame"
 }
 
 
