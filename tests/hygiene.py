@@ -12,8 +12,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# Bytes that a file may have, by the folder it lies in, relative to the repository.
-LIMITS = {"tfkit/menagerie/weights": 32_000_000, "figures": 1_500_000, "notebooks": 1_000_000}
+# Bytes that a file may have, by its own path or a folder it lies in, relative to the repository.
+LIMITS = {
+    "tfkit/menagerie/weights": 32_000_000, "figures": 1_500_000, "notebooks": 1_000_000,
+    "tfkit/tables.csv": 1_000_000,  # every number of 13 methods on 72 prompts
+}  # fmt: skip
 LIMIT = 512_000  # anywhere else
 CELLS = 25  # of code in a notebook
 # Not within base64, and no part of an address.
@@ -22,8 +25,8 @@ MACHINE = re.compile(r"(?<![\w+/=.:-])/(?:home|root|Users|tmp|work)/\w[^\s'\"]*"
 
 def limit_of(path: Path) -> int:
     """How large a file of the repository may be, in bytes."""
-    folders = path.parent.as_posix() + "/"
-    return next((n for folder, n in LIMITS.items() if folders.startswith(folder + "/")), LIMIT)
+    whole = path.as_posix() + "/"
+    return next((n for place, n in LIMITS.items() if whole.startswith(place + "/")), LIMIT)
 
 
 def check_size(path: Path, size: int) -> Iterator[str]:

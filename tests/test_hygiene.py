@@ -109,6 +109,8 @@ def test_a_notebook_ends_with_a_new_line():
         ("figures/quickstart.gif", 1_500_000),
         ("tfkit/menagerie/weights/unet/model.safetensors", 32_000_000),
         ("tfkit/video.py", 512_000),
+        ("tfkit/tables.csv", 1_000_000),
+        ("tfkit/tables.csv.bak", 512_000),
         ("README.md", 512_000),
         ("notebooks_of_mine/one.ipynb", 512_000),
     ],
