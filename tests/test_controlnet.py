@@ -1,5 +1,6 @@
 """ControlNet: what diffusers would compute by hand, in edits, inversions and reconstructions."""
 
+import copy
 import functools
 import os
 import shutil
@@ -203,9 +204,11 @@ def test_what_is_kept_of_an_edit_knows_the_weights_behind_a_name(
     with torch.no_grad():
         net.conv_in.weight.add_(1e-3)
     net.save_pretrained(place)
-    assert (
-        before != key_of({"method": method}) == key_of({"method": tfkit.ControlNet(condition, net)})
-    )
+    assert before != key_of({"method": method})
+    held = [key_of({"method": tfkit.ControlNet(condition, x)}) for x in (net, copy.deepcopy(net))]
+    assert held[0] == held[1]
+    hub = [tfkit.ControlNet(condition, f"someone/{x}") for x in "aab"]  # not fetched for this
+    assert [key_of({"method": x}) == key_of({"method": hub[0]}) for x in hub] == [True, True, False]
     with pytest.raises(ValueError, match="holds the edit of another method"):
         tfkit.edit(model, source, "a dog", folder=tmp_path / "edit", **settings)
 

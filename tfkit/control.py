@@ -6,11 +6,13 @@ ControlNet, about half the UNet, and the condition clip.
 """
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +25,7 @@ from tfkit import hooks
 from tfkit.checks import check_frames
 from tfkit.conditions import canny
 from tfkit.diffusion import LatentDiffusion
-from tfkit.finding import find_controlnet
+from tfkit.finding import local_controlnet
 from tfkit.loading import CONTROLNETS, MENAGERIE, load_controlnet
 from tfkit.methods import Moment, Plain, check_noise, check_share, fresh, inverted
 from tfkit.overflow import NonFiniteError
@@ -39,9 +41,10 @@ def _weights(net: ControlNetModel) -> str:
 
 
 @lru_cache
-def _weights_in(folder: str, dates: tuple[int, ...]) -> str:
-    """The same of a folder's, read once while its files keep their dates."""
-    return _weights(load_controlnet(folder, device="cpu"))
+def _digest_of(file: Path, date: int) -> str:
+    """Of a file's content, read once while it keeps its date."""
+    with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as data:
+        return hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,16 +105,14 @@ class ControlNet(Plain):
         )
 
     def fingerprint(self) -> str:
-        """A digest of the settings and the ControlNet's weights, under whatever name they lie.
-
-        Raises FileNotFoundError where it is not found, ValueError where it cannot be read.
-        """
-        own = {name: value for name, value in vars(self).items() if name != "model"}
+        """A digest of the settings and the ControlNet: its weights, and of a hub id its name."""
+        own: dict[str, Any] = dict(vars(self))
         if isinstance(self.model, ControlNetModel):
-            return key_of(own | {"weights": _weights(self.model)})
-        folder = find_controlnet(self.model, half=False)
-        dates = tuple(sorted(file.stat().st_mtime_ns for file in folder.glob("*.safetensors")))
-        return key_of(own | {"weights": _weights_in(str(folder), dates)})
+            own["model"] = _weights(self.model)
+        elif (folder := local_controlnet(self.model)).is_dir():
+            files = sorted(folder.glob("*.safetensors"))
+            own["model"] = [_digest_of(file, file.stat().st_mtime_ns) for file in files]
+        return key_of(own)
 
     def begin(self, model: LatentDiffusion, source: Trajectory, t: int | None) -> Tensor:
         if self.noise == "inverted" or t is None:

@@ -53,6 +53,11 @@ def find_model(name: str | Path, half: bool) -> tuple[Path, tuple[str, ...]]:
     return folder, parts
 
 
+def local_controlnet(name: str | Path) -> Path:
+    """Where a ControlNet lies if it is not on the hub, whether or not there is anything."""
+    return WEIGHTS / "controlnet" if str(name) == MENAGERIE else Path(name).expanduser()
+
+
 def find_controlnet(name: str | Path, half: bool) -> Path:
     """The folder that holds a ControlNet, its weights downloaded if they must be.
 
@@ -60,8 +65,7 @@ def find_controlnet(name: str | Path, half: bool) -> Path:
     """
     if not isinstance(name, str | Path) or not str(name).strip():
         raise ValueError(f"ControlNet {name!r}: expected 'menagerie', a folder, or a hub id")
-    own = str(name) == MENAGERIE
-    folder = WEIGHTS / "controlnet" if own else Path(name).expanduser()
+    own, folder = str(name) == MENAGERIE, local_controlnet(name)
     if own and not folder.is_dir():
         raise FileNotFoundError(
             f"the menagerie has no ControlNet in {str(folder)!r}; train it with python -m "
