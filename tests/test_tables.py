@@ -101,6 +101,7 @@ def test_a_table_is_read_as_it_was_written(small, tmp_path):
     path = tables.write_table(tmp_path / "t.csv", small, clips=2)
     table, about = tables.read_table(path)
     assert about["clips"] == 2 and about["weights"] == tfkit.load().fingerprint()
+    assert about["methods"]["SDEdit"].startswith("SDEdit(start=0.7") and about["guidance"] == 4
     assert table.drop(columns=["value", "seconds"]).equals(small.drop(columns=["value", "seconds"]))
     assert all(
         math.isclose(a, b, rel_tol=1e-5) for a, b in zip(table.value, small.value, strict=True)
@@ -120,7 +121,8 @@ def test_other_files_are_not_tables(tmp_path):
 
 def test_the_stored_table_is_of_these_weights_and_whole():
     table, about = tables.read_table()
-    assert about["weights"] == tfkit.load().fingerprint(), "stale: run python -m tfkit tables"
+    made_with = {name: about[name] for name in ("weights", "ControlNet", "CLIP")}
+    assert made_with == tables.of_weights(), "stale: run python -m tfkit tables"
     assert not table.error.any() and table["clip"].nunique() == about["clips"] == 24
     assert set(table.method) == {*tables.CONTENDERS, *tables.REBUILT, *tables.BOUNDS}
     edits = table[table.metric != "psnr"].drop_duplicates(["method", "clip", "prompt"])

@@ -11,11 +11,13 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tfkit import metrics
@@ -24,10 +26,11 @@ from tfkit.clip import load_clip
 from tfkit.control import ControlNet
 from tfkit.diffusion import LatentDiffusion
 from tfkit.evaluation import COLUMNS, evaluate, need_pandas, summary
-from tfkit.loading import load
+from tfkit.loading import WEIGHTS, load
 from tfkit.menagerie.tasks import Task, benchmark
 from tfkit.methods import Plain, PlugAndPlay, SDEdit
 from tfkit.propagation import ExtendedAttention, FirstFrame, PerFrame, TokenFlow
+from tfkit.records import key_of
 from tfkit.scores import Score
 from tfkit.settings import check_whole
 from tfkit.trajectory import Trajectory
@@ -206,15 +209,26 @@ def beyond_the_floor(
 
 def write_table(path: str | Path, table: "pandas.DataFrame", **made_with: Any) -> Path:
     """Writes a table as CSV, under one comment line of JSON that says what it was made with."""
-    model = load()
     about = {
-        "weights": model.fingerprint(),
+        **of_weights(), "guidance": GUIDANCE, "interval": INTERVAL,
+        "methods": {name: repr(method) for name, method in _METHODS.items()},
+        "date": date.today().isoformat(),
         **{name: version(name) for name in ("tfkit", "torch", "diffusers")},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads", **made_with,
     }  # fmt: skip
     with replacing(Path(path)) as new:
         new.write_text(f"# {json.dumps(about)}\n" + table.to_csv(index=False, float_format="%.6g"))
     return Path(path)
+
+
+def of_weights() -> dict[str, str]:
+    """Digests of all that a table is measured with: the model, its ControlNet and its CLIP."""
+    parts = {"ControlNet": WEIGHTS / "controlnet", "CLIP": WEIGHTS / "clip"}
+    found = {
+        name: key_of([load_file(file) for file in sorted(folder.glob("*.safetensors"))])
+        for name, folder in parts.items()
+    }
+    return {"weights": load().fingerprint()} | found
 
 
 def beside_the_paper(table: "pandas.DataFrame") -> "pandas.DataFrame":
