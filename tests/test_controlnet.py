@@ -389,3 +389,35 @@ def test_an_overflow_is_laid_at_its_door(model, source, condition, folder):
     method = tfkit.ControlNet(condition, net)
     with pytest.raises(tfkit.NonFiniteError, match=r"step 1 of 3: .* in the ControlNet, at time"):
         tfkit.edit(model, source, "a dog", method=method, **QUIET)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        tfkit.PerFrame(),
+        tfkit.FirstFrame(),
+        tfkit.ExtendedAttention(),
+        tfkit.ExtendedAttention(interval=2),
+        tfkit.TokenFlow(interval=2),
+        tfkit.TokenFlow(interval=2, variant="reference"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("name", ["Plain", "PlugAndPlay", "SDEdit", "ControlNet"])
+def test_each_method_edits_with_each_propagation(model, folder, source, condition, name, way):
+    """An edit, and the same whatever the batch."""
+    methods = {
+        "Plain": tfkit.Plain(), "PlugAndPlay": tfkit.PlugAndPlay(), "SDEdit": tfkit.SDEdit(0.7),
+        "ControlNet": tfkit.ControlNet(condition, folder),
+    }  # fmt: skip
+    settings = {"method": methods[name], "propagation": way, "guidance": 3, "progress": False}
+    one, all_at_once = (
+        tfkit.edit(model, source, "a dog", batch=batch, **settings) for batch in (1, 8)
+    )
+    torch.testing.assert_close(one.latents, all_at_once.latents, rtol=0, atol=1e-8)
+    assert torch.isfinite(one.latents).all()
+    change = (one.latents - source.clean).abs().mean()
+    assert change > 1e-3
+    if not isinstance(way, tfkit.PerFrame):
+        alone = tfkit.edit(model, source, "a dog", **settings | {"propagation": tfkit.PerFrame()})
+        assert (one.latents - alone.latents).abs().mean() > 1e-6
