@@ -2,11 +2,17 @@
 given and says what was expected."""
 
 import re
+import struct
+import zlib
+from dataclasses import replace
+from io import BytesIO
 from types import SimpleNamespace
 
+import av
 import pytest
 import torch
 from clips import moving
+from PIL import Image
 from pipelines import moving_latents
 
 import tfkit
@@ -14,6 +20,39 @@ import tfkit
 LAYER = "up_blocks.1.attentions.1.transformer_blocks.0.attn1"
 X, FRAMES = moving_latents(3, 8, 8), moving(3, 64, 64)
 NAN = torch.tensor(torch.nan)
+
+
+def read(folder, name, data):
+    """A file of these bytes, beside the folder, as a video."""
+    path = folder.parent / name
+    path.write_bytes(data)
+    return tfkit.read_video(path)
+
+
+def movie(frames):
+    """The bytes of a Matroska file."""
+    memory = BytesIO()
+    with av.open(memory, "w", format="matroska") as out:
+        stream = out.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        out.start_encoding()
+        for frame in frames:
+            pixels = (255 * frame).byte().movedim(0, -1).numpy()
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        if len(frames):
+            out.mux(stream.encode(None))
+    return memory.getvalue()
+
+
+def picture(side=8):
+    """The bytes of a PNG that says it has so many rows and columns."""
+    memory = BytesIO()
+    Image.new("L", (8, 8)).save(memory, "PNG")
+    data = bytearray(memory.getvalue())
+    data[16:24] = struct.pack(">II", side, side)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
 
 # What is done, with the model m, a trajectory s of three frames and steps 501 and 1, and an empty
 # folder; then what is raised.
@@ -288,6 +327,27 @@ VIDEO = {
     "read start": (lambda m, s, d: tfkit.read_video(d, start=-1), r"start=-1: expected"),
     "read an empty folder": (lambda m, s, d: tfkit.read_video(d), r"holds no|no images|expected"),
 }
+FILES = {
+    "no bytes": (lambda m, s, d: read(d, "a.mp4", b""), r"a\.mp4' cannot be decoded"),
+    "half a file": (
+        lambda m, s, d: read(d, "a.mp4", movie(FRAMES)[:900]),
+        r"a\.mp4' holds no frames; is the file complete",
+    ),
+    "no frames in it": (lambda m, s, d: read(d, "a.mkv", movie(())), r"a\.mkv' cannot be decoded"),
+    "words": (lambda m, s, d: read(d, "a.txt", b"a cat " * 99), r"a\.txt' has no video in it"),
+    "half an image": (
+        lambda m, s, d: read(d, "a.png", picture()[:40]),
+        r"a\.png' cannot be read as",
+    ),
+    "a huge image": (
+        lambda m, s, d: read(d, "a.png", picture(60_000)),
+        r"a\.png' cannot be read as an image: Image size \(3600000000 pixels\) exceeds limit",
+    ),
+    "another schedule": (
+        lambda m, s, d: tfkit.edit(m, replace(s, timesteps=(700, 3)), "a dog"),
+        r"timesteps start with \(700, 3\), this model's with \(501, 1\).*invert with this one",
+    ),
+}
 MISSING = {
     "read nothing": (lambda m, s, d: tfkit.read_video("no.mp4"), r"'no\.mp4' does not exist"),
     "load nothing": (
@@ -301,7 +361,7 @@ MISSING = {
     "load a folder": (lambda m, s, d: tfkit.load(d), r"has no folder 'unet'; expected Stable Diff"),
     "open": (lambda m, s, d: tfkit.open_trajectory("no"), r"no holds no trajectory \(trajectory\."),
 }
-MISTAKES = INVERT | EDIT | SETTINGS | TOKENS | MODEL | FILM | VIDEO
+MISTAKES = INVERT | EDIT | SETTINGS | TOKENS | MODEL | FILM | VIDEO | FILES
 
 
 @pytest.fixture(scope="module")
@@ -328,5 +388,5 @@ def test_a_mistake_is_answered(have, name, tmp_path, capfd):
 
 
 def test_no_two_mistakes_share_a_name():
-    parts = (INVERT, EDIT, SETTINGS, TOKENS, MODEL, FILM, VIDEO, MISSING)
+    parts = (INVERT, EDIT, SETTINGS, TOKENS, MODEL, FILM, VIDEO, FILES, MISSING)
     assert len(MISTAKES | MISSING) == sum(map(len, parts)) >= 100
