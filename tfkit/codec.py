@@ -75,10 +75,9 @@ def _read_movie(path: Path) -> Generator[Lazy, None, None]:
             stream.thread_type = "AUTO"
             fps = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
             aspect = stream.sample_aspect_ratio
-            times: list[float | None] = []
+            before: float | None = None
             for frame in container.decode(stream):
-                times = [*times[-1:], frame.time]
-                if even and not _in_step(times, fps):
+                if even and not _in_step(before, frame.time, fps):
                     even = False
                     warnings.warn(
                         f"{str(path)!r} shows its frames for unequal times; they are taken one by "
@@ -86,6 +85,7 @@ def _read_movie(path: Path) -> Generator[Lazy, None, None]:
                         "the video a constant rate first: ffmpeg -i in.mp4 -vf fps=25 out.mp4",
                         stacklevel=2,
                     )
+                before = frame.time
                 yield partial(_decoded, frame, aspect), fps
     except av.error.FFmpegError as error:
         raise ValueError(
@@ -94,10 +94,9 @@ def _read_movie(path: Path) -> Generator[Lazy, None, None]:
         ) from error
 
 
-def _in_step(times: list[float | None], fps: float) -> bool:
-    """Whether two frames are as far apart as frames should be, to half a frame."""
-    known = [time for time in times if time is not None]
-    return len(known) < 2 or abs((known[1] - known[0]) * fps - 1) < 0.5
+def _in_step(before: float | None, now: float | None, fps: float) -> bool:
+    """Whether two times, where known, are as far apart as frames should be, to half a frame."""
+    return before is None or now is None or abs((now - before) * fps - 1) < 0.5
 
 
 def _decoded(frame: av.VideoFrame, aspect: Fraction | None) -> np.ndarray:

@@ -90,9 +90,7 @@ class StepPasses:
         layers = hooks.self_attention(self.model.unet)
         found = None
         if self.known is not None:
-            with suppress(
-                ValueError, KeyError
-            ):  # another process has forgotten or damaged it since
+            with suppress(ValueError, KeyError):  # forgotten since, by another process, or damaged
                 found = self.known.of(frames)
         if found is None:
             features = self._read(frames, list(layers))

@@ -89,11 +89,8 @@ class SourceCache:
             steps = self._memory.get(key, {})
             self._memory[key] = {at: x for at, x in steps.items() if at[0] != t}
             return
-        parts = (self.folder / key).glob(f"t{t:04d}-*.safetensors")
-        for file in (
-            self._file(key, t, INDEX),
-            *parts,
-        ):  # the index first: without it there is none
+        index, parts = self._file(key, t, INDEX), f"t{t:04d}-*.safetensors"
+        for file in (index, *(self.folder / key).glob(parts)):  # without an index there is none
             with suppress(OSError):  # not there, or in a folder that is read-only by now
                 file.unlink()
 
