@@ -141,13 +141,13 @@ def test_the_passes_of_a_step_are_counted_right(model, way, method, guidance):
     source = tfkit.invert(model, moving_latents(frames, 8, 8), "a cat", steps=2, **QUIET)
     plan = Plan("a dog", "", guidance, method, way)
     shape = (frames, 3, 8 * model.factor, 8 * model.factor)
-    told = cost.cost_of(model, shape, plan, 2, 8)
+    told = cost.cost_of(model, shape, plan, 2)
     seen = []
     with hooks.rewrite(model.unet, {"conv_in": lambda out: seen.append(len(out)) or out}):
         tfkit.EditSession(
             model, source, "a dog", guidance=guidance, method=method, propagation=way
         ).step()
-    assert told.passes == sum(seen)
+    assert told.passes() == sum(seen)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,52 @@ def test_the_passes_of_a_step_are_counted_right(model, way, method, guidance):
 def test_only_what_carries_tokens_leaves_the_source_out_of_a_pass(model, way, flows):
     """Joint attention to keyframes has keyframes, and the source in every pass all the same."""
     plan = Plan("a dog", "", 7.5, tfkit.PlugAndPlay(), way)
-    told = cost.cost_of(model, (7, 3, 8 * model.factor, 8 * model.factor), plan, 2, 8)
+    told = cost.cost_of(model, (7, 3, 8 * model.factor, 8 * model.factor), plan, 2)
     assert told.own and told.flows == flows
+
+
+@pytest.mark.parametrize("way", [tfkit.TokenFlow(3), tfkit.TokenFlow(3, variant="reference")])
+@pytest.mark.parametrize(
+    "method", [tfkit.PlugAndPlay(), tfkit.PlugAndPlay(0, 0.5), tfkit.SDEdit(0.5), tfkit.Plain()]
+)
+def test_what_is_kept_of_the_source_is_told_beforehand_and_what_it_saves(model, way, method):
+    frames, steps = 7, 4
+    source = tfkit.invert(model, moving_latents(frames, 8, 8), "a cat", steps=steps, **QUIET)
+    shape = (frames, 3, 8 * model.factor, 8 * model.factor)
+    told = cost.cost_of(model, shape, Plan("a dog", "", 7.5, method, way), steps)
+    session = tfkit.EditSession(model, source, "a dog", method=method, propagation=way).prepare()
+    (key,) = source.cache.sizes()
+    kept = [source.cache.get(key, t) for t in session.timesteps]
+    size = sum(
+        values.nbytes for step in kept for name, values in step.part(0).items() if name != "frames"
+    )
+    assert told.source == size and told.taken == len(kept)
+    seen = []
+    with hooks.rewrite(model.unet, {"conv_in": lambda out: seen.append(len(out)) or out}):
+        session.step()
+    assert told.passes(prepared=True) == sum(seen) < told.passes()
+
+
+def test_a_second_edit_and_a_refined_inversion_cost_what_they_should(model):
+    frames = torch.rand(7, 3, 64, 64)
+    settings = {"steps": 4, "propagation": tfkit.TokenFlow(3)}
+    told = tfkit.preflight(model, frames, "a dog", **settings)
+    assert told.further < told.seconds[1] and told.source > 0
+    assert f"kept of the source: {told.source / 2**20:,.0f} MiB" in str(told)
+    cut = tfkit.preflight(model, frames, "a dog", budget=told.source - 1, **settings)
+    assert f"source.cache.budget = {told.source}" in cut.notes[-1]
+    none = tfkit.preflight(model, frames, "a dog", budget=0, **settings)
+    assert none.source == 0 and not none.notes and none.memory == told.memory - told.source
+    kept = tfkit.preflight(model, frames, "a dog", folder=True, **settings)
+    assert kept.source == told.source and kept.memory < none.memory
+    plan = Plan("a dog", "", 7.5, tfkit.PlugAndPlay(), tfkit.TokenFlow(3))
+    cost_of_it = cost.cost_of(model, tuple(frames.shape), plan, 4)
+    spent = [cost_of_it.inversion(refined) for refined in (0, 2)]
+    encoding = 7 * cost_of_it.encode.seconds
+    assert spent[1] - encoding == pytest.approx(3 * (spent[0] - encoding))
+    source = tfkit.invert(model, frames, "a cat", steps=2, **QUIET)
+    source.cache.budget = 0
+    assert tfkit.preflight(model, source, "a dog").source == 0  # the trajectory's own room
 
 
 def test_live_tensors_are_counted_as_they_come_and_go():
@@ -224,8 +268,8 @@ def test_what_does_not_fit_is_told_with_what_would(model, monkeypatch):
     roomy = tfkit.preflight(model, frames, "a dog", steps=4)
     assert roomy.fits and not roomy.notes and "fits" in str(roomy)
     plan = Plan("a dog", "", 7.5, tfkit.PlugAndPlay(), tfkit.TokenFlow())
-    told = cost.cost_of(model, tuple(frames.shape), plan, 4, 8)
-    held = {"folder": False, "pictures": True}
+    told = cost.cost_of(model, tuple(frames.shape), plan, 4)
+    held = {"folder": False, "pictures": True, "budget": 0}
     free = told.memory(2, **held)
     assert free < told.memory(8, **held)
     monkeypatch.setattr(advice, "available_memory", lambda device: free)
@@ -235,8 +279,22 @@ def test_what_does_not_fit_is_told_with_what_would(model, monkeypatch):
     assert (
         "it does not fit; take smaller frames" in tfkit.preflight(model, frames, "a dog").notes[-1]
     )
+    monkeypatch.setattr(advice, "available_memory", lambda device: 0)
+    assert (
+        "window"
+        not in tfkit.preflight(model, frames, "a dog", propagation=tfkit.ExtendedAttention()).notes[
+            -1
+        ]
+    )
+    kept = held | {"budget": told.source}
+    assert told.memory(8, **held) + told.source == told.memory(8, **kept)
+    assert "with budget=0" in advice._advice(told, told.memory(8, **held), 8, kept)
+    many = replace(told, keyframes=60, window=None)
+    narrow = advice._advice(many, replace(many, window=15).memory(1, **held), 8, held)
+    assert narrow == "it fits with batch=1 and a propagation of window=15"
     long = replace(told, frames=10_000)
-    few = advice._advice(long, told.memory(1, folder=True, pictures=False) * 2, 8, held)
+    free = 2 * told.memory(1, folder=True, pictures=False, budget=0)
+    few = advice._advice(long, free, 8, held)
     assert few.startswith("it fits with") and "frames and batch=1" in few
 
 

@@ -8,6 +8,7 @@ import torch
 
 import tfkit
 from tfkit.__main__ import main
+from tfkit.session import EditSession
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,19 @@ def test_a_video_can_be_prepared_for_its_edit_while_it_is_inverted(video, tmp_pa
     capsys.readouterr()
     assert main([*make, "--propagation", "per-frame"]) == 2
     assert "nothing to prepare for it" in capsys.readouterr().err
+
+
+def test_what_is_kept_for_edits_to_come_has_a_budget(video, tmp_path, capsys, monkeypatch):
+    budgets = []
+    monkeypatch.setattr(EditSession, "run", lambda self, **_: budgets.append(self.source.cache))
+    make = ["edit", str(video), "a dog", "--frames", "2", "--steps", "1", "--size", "32", "--quiet"]
+    make += ["--output", str(tmp_path / "o.gif")]
+    kept = ["--trajectory", str(tmp_path / "kept")]
+    for words in ([], ["--prepare"], kept, [*kept, "--budget", "3"]):
+        assert main([*make, *words]) == 0
+    assert [cache.budget >> 20 for cache in budgets] == [0, 1024, 1024, 3]
+    assert main([*make, "--budget", "-1"]) == 2
+    assert "--budget -1: expected MiB, 0 or more" in capsys.readouterr().err
 
 
 def test_words_outside_the_menagerie_are_mentioned(video, tmp_path, capsys):

@@ -264,15 +264,10 @@ def test_without_room_it_says_so_inverts_and_wastes_no_pass(model, latents, plai
     whole = sum(prepared(model, latents, preparation()).cache.sizes().values())
     folder = tmp_path / "fox"
 
-    class Small(Preparation):
-        def reader(self, model, source):
-            source.cache.budget = whole // 2
-            return super().reader(model, source)
-
-    small = Small(propagation=WAY)
+    small = preparation(budget=whole // 2)
     with pytest.warns(UserWarning, match=r"the steps read .* source.cache.budget = \d+"):
         source, passes = counted(model, prepared, latents, small, folder=folder)
-    assert passes <= (STEPS + 1) * FRAMES
+    assert passes <= (STEPS + 1) * FRAMES and 0 < sum(source.cache.sizes().values()) <= whole // 2
     same_levels(source, plain)
     source.cache.budget = 2**30
     made = edited(model, source, way=WAY)
@@ -286,25 +281,16 @@ def test_what_the_noisy_steps_inject_counts_where_room_is_short(model, latents, 
     one = sum(prepared(model, latents, preparation(method=tfkit.Plain())).cache.sizes().values())
     assert one < whole - 1000
 
-    class Small(Preparation):
-        def reader(self, model, source):
-            source.cache.budget = whole - 1  # room enough for fields alone
-            return super().reader(model, source)
-
+    small = preparation(method=method, budget=whole - 1)  # room enough for fields alone
     with pytest.warns(UserWarning, match=r"To keep all of it: source.cache.budget") as said:
-        prepared(model, latents, Small(method, WAY))
+        prepared(model, latents, small)
     assert len(said) == 1
 
 
 def test_no_budget_prepares_nothing(model, latents, plain):
-    class Nothing(Preparation):
-        def reader(self, model, source):
-            source.cache.budget = 0
-            return super().reader(model, source)
-
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        source, passes = counted(model, prepared, latents, Nothing(propagation=WAY))
+        source, passes = counted(model, prepared, latents, preparation(budget=0))
     assert passes == STEPS * FRAMES and not source.cache.sizes()
     same_levels(source, plain)
 

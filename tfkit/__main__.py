@@ -46,6 +46,10 @@ def parser() -> argparse.ArgumentParser:
         help="read what TokenFlow needs of the video while inverting it by the extrapolated "
         "predictor: a fifth faster",
     )  # fmt: skip
+    one.add_argument(
+        "--budget", type=int, default=1024,
+        help="MiB of it, and of what an edit reads, to keep for edits to come (1024)",
+    )  # fmt: skip
     one.add_argument("--source-prompt", default="", help="what the given video shows")
     one.add_argument("--negative-prompt", default="", help="what to keep away from")
     one.add_argument("--guidance", type=float, default=7.5, help="guidance scale (7.5)")
@@ -88,10 +92,14 @@ def run_edit(args: argparse.Namespace) -> None:
     }
     method, propagation = methods[args.method](), propagations[args.propagation]()
     how: dict[str, Any] = {"fixed_point": args.fixed_point}
+    if args.budget < 0:
+        raise ValueError(f"--budget {args.budget}: expected MiB, 0 or more")
+    # what is neither prepared nor kept in a folder no other edit would find
+    budget = args.budget * 2**20 if args.prepare or args.trajectory else 0
     if args.prepare:
         how |= {
             "predictor": "extrapolated",
-            "prepare": tfkit.Preparation(method, propagation, seed=args.seed),
+            "prepare": tfkit.Preparation(method, propagation, seed=args.seed, budget=budget),
         }
     start, progress = time.perf_counter(), not args.quiet
     model = tfkit.load(args.model, device=args.device)
@@ -104,7 +112,8 @@ def run_edit(args: argparse.Namespace) -> None:
     }  # fmt: skip
     report = tfkit.preflight(
         model, video, args.prompt, steps=args.steps, source_prompt=args.source_prompt,
-        folder=args.trajectory is not None, **settings,
+        folder=args.trajectory is not None, fixed_point=args.fixed_point, prepare=args.prepare,
+        budget=budget, **settings,
     )  # fmt: skip
     if args.check:
         return print(report)
@@ -113,6 +122,7 @@ def run_edit(args: argparse.Namespace) -> None:
         model, video, args.source_prompt, steps=args.steps, folder=args.trajectory,
         batch=args.batch, progress=progress, **how,
     )  # fmt: skip
+    source.cache.budget = budget
     if args.method != "controlnet":  # whose reconstruction would be another
         _say(advice.quality_notes(advice.reconstruction_psnr(model, source), args.steps))
     session = tfkit.EditSession(model, source, args.prompt, seed=args.seed, **settings)

@@ -4,6 +4,7 @@ Nothing is computed here that the edit would not compute much more often.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +20,16 @@ from tfkit.methods import Method, PlugAndPlay
 from tfkit.metrics import psnr
 from tfkit.passes import Plan
 from tfkit.propagation import TokenFlow
-from tfkit.protocols import Propagation
+from tfkit.protocols import LEAST_WINDOW, Propagation
 from tfkit.reading import VideoFile
 from tfkit.session import EditSession
 from tfkit.settings import check_whole
+from tfkit.source_cache import BUDGET
 from tfkit.trajectory import CLEAN, Trajectory
 from tfkit.video import Clip, as_frames, size_of
 
 MIB = 2**20
+Room = dict[str, Any]  # what of memory() an edit's surroundings decide
 
 # dB. The paper's inversions leave about 26.6 of what its autoencoder leaves: 25.3 through one of
 # 31.1. The menagerie reaches 27 in 3 steps, 31 in 10 and 42 in 50.
@@ -45,7 +48,9 @@ class Preflight:
 
     seconds: of inversion (0 where it is done) and of the edit. memory: bytes at the peak, beyond
     what is held now. available: bytes. psnr: of the reconstruction in dB, None before inversion.
-    notes: what to mind, a sentence each.
+    notes: what to mind, a sentence each. source: bytes that keeping all that is read of the source
+    takes, so that further edits need not read it; in memory, or in the trajectory's folder.
+    further: seconds of such an edit.
     """
 
     what: str
@@ -54,6 +59,8 @@ class Preflight:
     available: int
     psnr: float | None
     notes: tuple[str, ...]
+    source: int
+    further: float
 
     @property
     def fits(self) -> bool:
@@ -68,6 +75,11 @@ class Preflight:
             f"memory: about {self.memory / MIB:,.0f} MiB of {self.available / MIB:,.0f} available: "
             + ("fits" if self.fits else "does not fit"),
         ]
+        if self.source:
+            lines.append(
+                f"kept of the source: {self.source / MIB:,.0f} MiB; with it a further edit takes "
+                + _duration(self.further)
+            )
         if self.psnr is not None:
             lines.append(f"reconstruction: {self.psnr:.1f} dB")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -86,26 +98,39 @@ def preflight(
     propagation: Propagation = TokenFlow(),
     batch: int = 8,
     folder: bool = False,
+    fixed_point: int = 0,
+    prepare: bool = False,
+    budget: int = BUDGET,
 ) -> Preflight:
     """What an edit will take, and what to mind, found in seconds and a few passes.
 
     video: frames (f, 3, h, w), a Clip, a file opened with :func:`tfkit.open_video`, or a
-    trajectory, whose reconstruction is looked at too; then steps and source_prompt are its own.
-    folder: whether the trajectory will be kept in one. The rest is as in :func:`tfkit.edit`.
+    trajectory, whose reconstruction is looked at too; then steps, source_prompt, folder and budget
+    are its own. folder: whether the trajectory will be kept in one. fixed_point: of the inversion.
+    prepare: whether the source is read while inverting by the extrapolated predictor, so that the
+    first edit is a further one. budget: bytes that may be kept of the source. The rest is as in
+    :func:`tfkit.edit`.
     Raises ValueError for settings out of range.
     """
     plan = Plan(prompt, negative_prompt, guidance, method, propagation)
     check_whole("batch", batch)
+    check_whole("fixed_point", fixed_point, least=0)
+    check_whole("budget", budget, least=0)
     inverted = isinstance(video, Trajectory)
     if isinstance(video, Trajectory):
         steps, source_prompt = len(video.timesteps), video.prompt
+        folder, budget = video.cache.folder is not None, video.cache.budget
         h, w = video.size or (side * model.factor for side in size_of(video.clean))
         shape: tuple[int, ...] = len(video), 3, h, w
     else:
         shape = tuple(video.frames.shape if isinstance(video, Clip) else video.shape)
     model.timesteps(steps)
-    cost = cost_of(model, shape, plan, steps, batch)
-    room = {"folder": folder or inverted, "pictures": not isinstance(video, VideoFile)}
+    cost = cost_of(model, shape, plan, steps)
+    room: Room = {
+        "folder": folder or inverted,
+        "pictures": not isinstance(video, VideoFile),
+        "budget": 0 if folder else budget,
+    }
     memory, free = cost.memory(batch, **room), available_memory(model.device)
     notes, quality = prompt_notes(model, prompt, source_prompt, negative_prompt), None
     if isinstance(video, Trajectory) and "control" not in video.conditions:
@@ -113,10 +138,20 @@ def preflight(
         notes += quality_notes(quality, steps)
     if memory > free:
         notes.append(_advice(cost, free, batch, room))
+    if cost.source > budget > 0:
+        notes.append(
+            f"of the {cost.source / MIB:,.0f} MiB that are read of the source {budget / MIB:,.0f} "
+            f"are kept, and further edits read the rest again. All of it: source.cache.budget = "
+            f"{cost.source}, or --budget {-(-cost.source // MIB)} on the command line"
+        )
     f, _, h, w = shape
     what = f"{f} frames of {w} x {h}, {steps} steps, {method!r}, {propagation!r}"
-    seconds = 0.0 if inverted else cost.inversion, cost.edit
-    return Preflight(what, seconds, memory, free, quality, tuple(notes))
+    edit = cost.edit(prepared=prepare and cost.source <= budget)
+    seconds = 0.0 if inverted else cost.inversion(fixed_point), edit
+    further = cost.edit(prepared=True)
+    return Preflight(
+        what, seconds, memory, free, quality, tuple(notes), budget and cost.source, further
+    )
 
 
 def reconstruction_psnr(model: LatentDiffusion, source: Trajectory, *, frames: int = 4) -> float:
@@ -218,13 +253,20 @@ def _edges(frames: Tensor) -> Tensor:
     return F.avg_pool2d((right.square() + down.square()).sqrt(), 3, 1, 1)
 
 
-def _advice(cost: Cost, free: int, batch: int, room: dict[str, bool]) -> str:
+def _advice(cost: Cost, free: int, batch: int, room: Room) -> str:
     """The first thing that makes it fit, the least painful one first."""
+    if cost.memory(batch, **room | {"budget": 0}) <= free:
+        return "it fits with budget=0: nothing is kept of the source for further edits"
     while batch > 1:
         batch //= 2
         if cost.memory(batch, **room) <= free:
             return f"it fits with batch={batch}"
-    room = {"folder": True, "pictures": False}
+    seen = cost.seen
+    while cost.windowed and seen > LEAST_WINDOW:
+        seen = max(seen // 2, LEAST_WINDOW)
+        if replace(cost, window=seen).memory(1, **room) <= free:
+            return f"it fits with batch=1 and a propagation of window={seen}"
+    room = {"folder": True, "pictures": False, "budget": 0}
     if cost.memory(1, **room) <= free:
         return (
             "it fits with batch=1 where frames and trajectory are not held: tfkit.open_video, "
@@ -234,7 +276,7 @@ def _advice(cost: Cost, free: int, batch: int, room: dict[str, bool]) -> str:
     fewer = cost.frames
     while fewer > 1:
         fewer //= 2
-        small = replace(cost, frames=fewer, seen=min(cost.seen, fewer))
+        small = replace(cost, frames=fewer, keyframes=min(cost.keyframes, fewer))
         if small.memory(1, **room) <= free:
             return f"it fits with {fewer} frames and batch=1"
     return "it does not fit; take smaller frames, or a GPU with float16"

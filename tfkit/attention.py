@@ -231,6 +231,11 @@ class FlowAttention:
         return carry(key.outputs[:1], self.fields[attn], self.neighbors)[0] if self.live else alone
 
 
+def field_dtype(tokens: int) -> torch.dtype:
+    """The integers that fields into so many tokens are kept as."""
+    return torch.int16 if tokens <= torch.iinfo(torch.int16).max else torch.int32
+
+
 def find_fields(
     phi: Float[Tensor, "f n d"], keys: Float[Tensor, "k m d"], near: Neighbors
 ) -> Int[Tensor, "f 2 n"]:
@@ -238,7 +243,7 @@ def find_fields(
 
     Integers as small as the tokens' number allows; zeros where there is no second keyframe.
     """
-    small = torch.int16 if keys.shape[1] <= torch.iinfo(torch.int16).max else torch.int32
+    small = field_dtype(keys.shape[1])
     out = torch.zeros(len(phi), 2, phi.shape[1], dtype=small, device=phi.device)
     out[:, 0] = nearest_neighbors(phi, keys[near.first]).index.to(small)
     if near.blended.any():

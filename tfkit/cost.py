@@ -7,7 +7,7 @@ counted as they come and go; the libraries' own workspaces and fragmentation com
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tfkit import hooks
+from tfkit.attention import field_dtype
 from tfkit.diffusion import LatentDiffusion
+from tfkit.keyframes import key_blocks
+from tfkit.methods import Plain
 from tfkit.passes import Plan
+from tfkit.planning import plan_steps
 from tfkit.protocols import Carrying, Windowed
+from tfkit.trajectory import CLEAN, Trajectory
 
 
 class Live(TorchDispatchMode):
@@ -82,55 +87,76 @@ class Cost:
     """What an edit of ``frames`` frames in ``steps`` steps is made of.
 
     unet, encode, decode: a frame's share. attending: seconds of a keyframe's attention to another
-    one, in all layers and edited branches. kept: bytes that a keyframe's tokens take. latent: bytes
-    of a frame's latents, picture: of its pixels.
+    one, in all layers and edited branches. kept: bytes that a keyframe's tokens take. read: bytes
+    that are kept of a carried frame's source, in all steps. latent: bytes of a frame's latents,
+    picture: of its pixels.
     """
 
     frames: int
-    steps: int
-    keyframes: int  # of a step
-    seen: int  # how many keyframes each attends to
+    steps: int  # of the inversion
+    taken: int  # of these, by the edit
+    keyframes: int  # of a step; without any, all frames are each other's
+    window: int | None  # how many of them each attends to at the most
+    windowed: bool  # whether that can be chosen
+    joint: bool  # whether they attend to each other at all
     branches: int
     own: bool  # whether the source is among the branches
     flows: bool  # whether tokens are carried
+    anew: bool  # whether they are carried to keyframes as well
     unet: Pass
     encode: Pass
     decode: Pass
     attending: float
     kept: int
+    read: int
     latent: int
     picture: int
 
     @property
-    def inversion(self) -> float:
-        """Seconds."""
-        return self.frames * (self.encode.seconds + self.steps * self.unet.seconds)
+    def seen(self) -> int:
+        """How many keyframes each attends to."""
+        return self.joint * min(self.keyframes, self.window or self.keyframes)
+
+    def inversion(self, refined: int = 0) -> float:
+        """Seconds. refined: how often each step is, by fixed point."""
+        return self.frames * (self.encode.seconds + self.steps * (1 + refined) * self.unet.seconds)
 
     @property
-    def passes(self) -> int:
-        """Frames that go through the UNet in a step of a first edit."""
-        return self.branches * self.frames
+    def carried(self) -> int:
+        """Frames that tokens are carried to."""
+        return self.flows * (self.frames - (not self.anew) * self.keyframes)
+
+    def passes(self, *, prepared: bool = False) -> int:
+        """Frames that go through the UNet in a step. prepared: the source was read before."""
+        others = self.carried if self.flows else self.frames - self.keyframes
+        every = self.branches * (self.keyframes + others)
+        return every - (prepared and self.own) * self.carried
+
+    def edit(self, *, prepared: bool = False) -> float:
+        """Seconds, decoded. prepared: the source was read before."""
+        attending = self.keyframes * self.seen * self.attending
+        step = self.passes(prepared=prepared) * self.unet.seconds + attending
+        return self.taken * step + self.frames * self.decode.seconds
 
     @property
-    def edit(self) -> float:
-        """Seconds of a first edit, decoded."""
-        step = self.passes * self.unet.seconds + self.keyframes * self.seen * self.attending
-        return self.steps * step + self.frames * self.decode.seconds
+    def source(self) -> int:
+        """Bytes that keeping all that edits read of the source takes."""
+        return self.carried * self.read
 
-    def memory(self, batch: int, *, folder: bool, pictures: bool) -> int:
+    def memory(self, batch: int, *, folder: bool, pictures: bool, budget: int) -> int:
         """Bytes at the peak. folder: the trajectory is kept in one. pictures: all frames are held,
-        before and after."""
-        together = min(self.seen, self.frames) * self.branches
+        before and after. budget: bytes of what is read of the source that are held too."""
+        blocks = key_blocks(self.keyframes, self.window) if self.joint else []
+        together = max((len(block.own) for block in blocks), default=0) * self.branches
         others = min(batch, self.frames) * (self.branches - (self.own and self.flows))
         passes = max(together, others) * self.unet.bytes + self.seen * self.kept
         coding = min(batch, self.frames) * max(self.encode.bytes, self.decode.bytes)
         levels = (3 if folder else self.steps + 3) * self.frames * self.latent
-        return max(passes, coding) + levels + pictures * 2 * self.frames * self.picture
+        held = levels + min(self.source, budget) + pictures * 2 * self.frames * self.picture
+        return max(passes, coding) + held
 
 
-def cost_of(
-    model: LatentDiffusion, shape: tuple[int, ...], plan: Plan, steps: int, batch: int
-) -> Cost:
+def cost_of(model: LatentDiffusion, shape: tuple[int, ...], plan: Plan, steps: int) -> Cost:
     """Measures a pass of each kind for frames of ``shape`` (f, 3, h, w)."""
     f, _, height, width = shape
     h, w = model.grid(height, width)
@@ -139,26 +165,58 @@ def cost_of(
     picture = torch.zeros(some, 3, height, width)
     text, t = model.embed(plan.prompt).expand(some, -1, -1), model.timesteps(1)[0]
     depth = x[:, :1] if model.takes_depth else None
+
+    def noise() -> Tensor:
+        return model.predict_noise(x, t, text, depth=depth)
+
     layers = hooks.self_attention(model.unet)
-    with hooks.record(model.unet, list(layers)) as tokens:
-        model.predict_noise(x, t, text, depth=depth)
+    needs = _source_needs(model, x[:1].expand(f, -1, -1, -1), plan, steps)
+    with hooks.record(model.unet, [*{*layers}.union(*needs)]) as seen_by:
+        noise()
+    tokens = {name: seen_by[name] for name in layers}
     way, rows = plan.propagation, plan.propagation.draw(f, 1, 0)
-    count = f if rows is None else rows.shape[1]
-    seen = min(count, (way.window if isinstance(way, Windowed) else None) or count)
+    # without keyframes, frames are keyframes to each other
+    windowed = way if rows is not None and isinstance(way, Windowed) else None
+    carrying = way if isinstance(way, Carrying) else None
     joint = way.attention(2, True) is not None
     edited = 1 + (plan.guidance != 1)
     size = torch.finfo(model.dtype).bits // 8
     # kept of a keyframe: keys, values, output of each edited branch; output, tokens of the source
     return Cost(
-        frames=f, steps=steps, keyframes=count, seen=seen if joint else batch,
-        branches=edited + plan.reads_source, own=plan.reads_source, flows=isinstance(way, Carrying),
-        unet=measured(lambda: model.predict_noise(x, t, text, depth=depth), some),
+        frames=f, steps=steps, taken=steps - plan.method.first_step(steps),
+        keyframes=f if rows is None else rows.shape[1],
+        window=windowed.window if windowed else None, windowed=windowed is not None, joint=joint,
+        branches=edited + plan.reads_source,
+        own=plan.reads_source, flows=carrying is not None,
+        anew=carrying is not None and carrying.alters_source, unet=measured(noise, some),
         encode=measured(lambda: model.encode(picture), some),
         decode=measured(lambda: model.decode(x), some),
         attending=joint * edited * sum(_attending(layers[n], x) for n, x in tokens.items()),
         kept=sum(x[0].numel() for x in tokens.values()) * size * (3 * edited + 2),
+        read=sum(_kept(seen_by[name], name in layers) for step in needs for name in step),
         latent=x[0].numel() * x.element_size(), picture=picture[0].numel() * 4,
     )  # fmt: skip
+
+
+def _source_needs(model: LatentDiffusion, x: Tensor, plan: Plan, steps: int) -> list[set[str]]:
+    """The modules of which an edit of latents ``x`` keeps what it reads, in each step it takes."""
+    count = steps - plan.method.first_step(steps)
+    if not plan.method.reads_source:  # it injects nothing, and may take long to prepare
+        plan = replace(plan, method=Plain())
+    timesteps = model.timesteps(steps)
+    conditions = {"depth": x[:, :1]} if model.takes_depth else {}
+    still = Trajectory(timesteps, "", None, dict.fromkeys((CLEAN, *timesteps), x), conditions)
+    taken = plan_steps(model, still, plan, None, 0)
+    if taken.source_key is None:
+        return []
+    needs = [taken.passes(i, x[:0]).needed() for i in range(len(taken.timesteps))]
+    return [step - {"frames"} for step in needs[len(needs) - count :]]
+
+
+def _kept(output: Tensor, carries: bool) -> int:
+    """Bytes that are kept of a frame of a module's output: fields where it carries tokens."""
+    one = output[0]
+    return 2 * len(one) * field_dtype(len(one)).itemsize if carries else one.nbytes
 
 
 def _attending(layer: Attention, tokens: Tensor) -> float:

@@ -15,6 +15,8 @@ from tfkit.passes import Plan
 from tfkit.planning import keyframe_rows, plan_steps
 from tfkit.propagation import TokenFlow
 from tfkit.protocols import Carrying, Propagation
+from tfkit.settings import check_whole
+from tfkit.source_cache import BUDGET
 from tfkit.steps import Steps
 from tfkit.trajectory import Trajectory
 
@@ -26,7 +28,8 @@ class Preparation:
     method, propagation, keyframes and seed as in :func:`tfkit.edit`; the prompt does not matter.
     Edits that have these find the source's features in ``source.cache`` and pay for none of its
     passes; others read their own at first use. Methods that inject less, as SDEdit and Plain do,
-    find what they need in what Plug-and-Play needs.
+    find what they need in what Plug-and-Play needs. budget: bytes of it that are kept
+    (``source.cache.budget``).
     Raises ValueError for a propagation that carries no tokens, and for settings out of range.
     """
 
@@ -34,8 +37,10 @@ class Preparation:
     propagation: Propagation = TokenFlow()
     keyframes: Indices | None = None
     seed: int = 0
+    budget: int = BUDGET
 
     def __post_init__(self) -> None:
+        check_whole("budget", self.budget, least=0)
         self._plan("")
         if not isinstance(self.propagation, Carrying):
             raise ValueError(
@@ -51,6 +56,7 @@ class Preparation:
         """The steps of such an edit, which read the source. ValueError where they do not fit it."""
         steps = plan_steps(model, source, self._plan(source.prompt), self.keyframes, self.seed)
         steps.check_preparable()
+        source.cache.budget = self.budget
         return steps
 
     def _plan(self, prompt: str) -> Plan:

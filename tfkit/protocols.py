@@ -14,6 +14,8 @@ from tfkit.keyframes import Block, Neighbors, key_blocks
 from tfkit.settings import check_whole
 from tfkit.source_cache import Features
 
+LEAST_WINDOW = 3  # keyframes: an anchor, and two that go in blocks of one
+
 Pass = Callable[[Tensor], Tensor]  # frames (n,) -> their guided noise (n, c, h, w)
 
 
@@ -133,4 +135,4 @@ def in_order(frames: int, parts: Iterable[tuple[Tensor, Tensor]]) -> Float[Tenso
 def check_window(window: int | None) -> None:
     """Raises ValueError unless ``window`` is None or counts three keyframes or more."""
     if window is not None:
-        check_whole("window", window, least=3)
+        check_whole("window", window, least=LEAST_WINDOW)
