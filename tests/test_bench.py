@@ -49,8 +49,11 @@ def test_growth_is_relative_to_plain_passes(pipeline_folder, monkeypatch, part):
     small = tfkit.menagerie.film("a cat", frames=16).frames[..., ::4, ::4]
     monkeypatch.setattr(growth, "film", lambda _, frames: tfkit.Clip(small[:frames]))
     rows = list(part(model))
-    assert len({row.name for row in rows}) == len(rows) >= 3
-    assert all(row.ratio == 1 for row in rows)
+    times, peaks = rows[::2], rows[1::2]
+    assert len({row.name for row in times}) == len(times) == len(peaks) >= 3
+    assert all(row.ratio == 1 and row.unit == "s" for row in times)
+    assert all(row.ratio > 1 and row.unit == "MiB" for row in peaks)
+    assert [row.value for row in peaks] == sorted(row.value for row in peaks)
 
 
 def test_more_passes_of_inversion_leave_more_of_the_video():

@@ -6,6 +6,7 @@
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -123,22 +124,27 @@ def whole(model: LatentDiffusion, frames: int = 8, steps: int = 50) -> Iterator[
     def plain() -> float:
         return seconds(lambda: model.predict_noise(clean, 501, text))
 
-    before, start = plain(), time.perf_counter()
+    before, at = plain(), [time.perf_counter()]
+    clean = model.encode(clip)
+    at.append(time.perf_counter())
     source = invert(
         model, clean, clip.caption, steps=steps, predictor="extrapolated", progress=False,
         prepare=Preparation(propagation=way),
     )  # fmt: skip
-    inverted = time.perf_counter()
-    EditSession(model, source, "a fox at night", propagation=way).step(steps)
-    edited = time.perf_counter()
+    at.append(time.perf_counter())
+    session = EditSession(model, source, "a fox at night", propagation=way).step(steps)
+    at.append(time.perf_counter())
+    session.frames()
+    at.append(time.perf_counter())
     one = (before + plain()) / 2
     yield Row(f"a plain pass over all frames ({frames}), before and after", one)
-    for name, took in (
-        (f"invert in {steps} steps, and prepare", inverted - start),
-        (f"edit in {steps} steps, interval 8", edited - inverted),
-        ("both", edited - start),
-    ):
-        yield Row(f"{name}, not coded", took, took / one, "a plain pass")
+    names = (
+        "encode", f"invert in {steps} steps, and prepare", f"edit in {steps} steps, interval 8",
+        "decode",
+    )  # fmt: skip
+    for name, (start, end) in zip(names, pairwise(at), strict=True):
+        yield Row(name, end - start, (end - start) / one, "a plain pass")
+    yield Row("from video to edited video", at[-1] - at[0], (at[-1] - at[0]) / one, "a plain pass")
 
 
 def run() -> None:

@@ -7,7 +7,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import cycle, islice
@@ -18,6 +18,7 @@ import torch
 from torch.autograd.profiler import profile
 
 from tfkit.ascent import Predictor
+from tfkit.cost import Live
 from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import invert, reconstruct
 from tfkit.keyframes import seams
@@ -39,7 +40,7 @@ def keyframes(model: LatentDiffusion, frames: int = 16) -> Iterator[Row]:
     clip = film(CAPTION, frames=frames)
     for interval in (8, 4, 2):
         count = -(-frames // interval)
-        yield _step(model, clip, TokenFlow(interval), f"{count} keyframes of {frames} frames")
+        yield from _step(model, clip, TokenFlow(interval), f"{count} keyframes of {frames} frames")
 
 
 def resolution(model: LatentDiffusion, frames: int = 4) -> Iterator[Row]:
@@ -47,20 +48,32 @@ def resolution(model: LatentDiffusion, frames: int = 4) -> Iterator[Row]:
     clip = film(CAPTION, frames=frames)
     for side in (64, 128, 192):
         sized = Clip(resize(clip, side), clip.fps, clip.caption)
-        yield _step(model, sized, TokenFlow(4), f"{side} pixels, {frames} frames")
+        yield from _step(model, sized, TokenFlow(4), f"{side} pixels, {frames} frames")
 
 
-def _step(model: LatentDiffusion, clip: Clip, way: TokenFlow, name: str) -> Row:
+def _step(model: LatentDiffusion, clip: Clip, way: TokenFlow, name: str) -> Iterator[Row]:
     source = invert(model, clip, clip.caption, steps=1, progress=False)
     x, text = source.noise, model.embed(clip.caption)
-    plain = seconds(lambda: model.predict_noise(x, source.timesteps[0], text))
+
+    def plain() -> None:
+        model.predict_noise(x, source.timesteps[0], text)
 
     def step() -> None:
         source.cache.clear()
         EditSession(model, source, PROMPT, propagation=way).step()
 
+    than = "a plain pass over all frames"
     took = seconds(step)
-    return Row(f"an edit step, {name}", took, took / plain, "a plain pass over all frames")
+    yield Row(f"an edit step, {name}", took, took / seconds(plain), than)
+    most, base = _most(step), _most(plain)
+    yield Row("    its tensors at the peak", most / 2**20, most / base, than, "MiB")
+
+
+def _most(work: Callable[[], object]) -> int:
+    """Bytes of the tensors that a call holds at the most."""
+    with Live() as live:
+        work()
+    return live.peak
 
 
 Plans = Sequence[tuple[int, int, Predictor]]  # steps, fixed-point refinements of each, predictor
