@@ -15,6 +15,7 @@ import tfkit
 from tfkit import advice, cost, hooks
 from tfkit.__main__ import main
 from tfkit.advice import edge_agreement, examine, prompt_notes, quality_notes
+from tfkit.memory import available_memory
 from tfkit.passes import Plan
 
 QUIET = {"progress": False}
@@ -299,7 +300,7 @@ def test_what_does_not_fit_is_told_with_what_would(model, monkeypatch):
 
 
 def test_the_memory_available_is_less_than_there_is():
-    free = cost.available_memory(torch.device("cpu"))
+    free = available_memory(torch.device("cpu"))
     assert 0 < free < 2**63
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pipelines import moving_latents
 
 import tfkit
-from tfkit import demo
+from tfkit import autoencoder, demo
+from tfkit.cost import Live
 from tfkit.memory import fitting, is_out_of_memory, peak_memory
 from tfkit.metrics import psnr
 
@@ -128,6 +129,31 @@ def test_a_frame_that_is_too_large_for_the_vae_goes_in_tiles(large, room, tile):
     assert psnr(shown, model.decode(latents, size=(300, 310))) > 18
     assert not model.vae.use_tiling
     torch.testing.assert_close(model.encode(frames), latents)  # whole again
+
+
+def test_no_more_is_coded_at_once_than_there_is_room_for(large, monkeypatch):
+    """Linux ends a process that takes too much, and raises nothing: it must not come to that."""
+    model, frames, latents = large
+    one, whole = autoencoder.activations(model.vae, *latents.shape[-2:]), model.decode(latents)
+    for work in (lambda: model.encode(frames[:1]), lambda: model.decode(latents[:1])):
+        with torch.no_grad(), Live() as live:
+            work()
+        assert 0.6 < live.peak / one < 1.2
+    room, seen = one, []
+    monkeypatch.setattr(autoencoder, "available_memory", lambda device: room)
+    handle = model.vae.decoder.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].shape)
+    )
+    try:
+        torch.testing.assert_close(model.decode(latents), whole)
+        assert [len(shape) for shape in seen] == [4, 4] and {shape[0] for shape in seen} == {1}
+        room = one - 1
+        seen.clear()
+        with pytest.warns(UserWarning, match="tiles of 32 x 32 latents, which changes colours"):
+            shown = model.decode(latents)
+        assert max(max(shape[-2:]) for shape in seen) == 32 and psnr(shown, whole) > 18
+    finally:
+        handle.remove()
 
 
 def test_a_small_frame_is_never_cut(model):

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tfkit import prompts
-from tfkit.cost import Cost, available_memory, cost_of
+from tfkit.cost import Cost, cost_of
 from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import reconstruct
 from tfkit.loading import MENAGERIE
+from tfkit.memory import available_memory
 from tfkit.menagerie.vocabulary import known_words, unknown_words
 from tfkit.methods import Method, PlugAndPlay
 from tfkit.metrics import psnr

@@ -1,6 +1,7 @@
 """Frames to latents and back, in batches; in tiles where a single frame is too much for memory.
 
-Memory: one batch of a VAE's activations, half of it each time that memory runs out.
+Memory: one batch of a VAE's activations: what there is room for, and half of it each time that it
+runs out all the same.
 """
 
 import warnings
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tfkit import hooks
-from tfkit.memory import fitting, is_out_of_memory
+from tfkit.memory import available_memory, fitting, is_out_of_memory
 from tfkit.overflow import overflowed
 from tfkit.video import resize, size_of
 
@@ -84,14 +85,29 @@ def _coded(
             return some(1)
 
     side = 1 << (max(grid) // 2).bit_length() >> 1  # the power of two up to half a frame
-    try:
-        return fitting(some, batch)[0]
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or side < LEAST_TILE:
-            raise
+    cuts, room = side >= LEAST_TILE, available_memory(vae.device)
+    fits = room // activations(vae, *grid)
+    if fits or not cuts:
+        try:
+            return fitting(some, min(batch, max(fits, 1)))[0]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not cuts:
+                raise
+    while side > LEAST_TILE and activations(vae, side, side) > room:
+        side //= 2
     warnings.warn(
         f"out of memory: coding frames in tiles of {side} x {side} latents, which changes "
         "colours a little; smaller frames would not need it",
         stacklevel=5,  # past encode, no_grad's wrapper and LatentDiffusion's method
     )
     return fitting(tiled, side, name="tile", least=LEAST_TILE)[0]
+
+
+def activations(vae: AutoencoderKL, h: int, w: int) -> int:
+    """Bytes that coding one frame of latents (h, w) takes.
+
+    Counted of diffusers' AutoencoderKL: six maps of its first width and the frame's size at once
+    in the decoder, four or five in the encoder.
+    """
+    size = torch.finfo(vae.dtype).bits // 8
+    return 6 * vae.config.block_out_channels[0] * h * w * factor_of(vae) ** 2 * size

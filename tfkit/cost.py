@@ -8,7 +8,6 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -225,19 +224,3 @@ def _attending(layer: Attention, tokens: Tensor) -> float:
     q = torch.zeros(1, layer.heads, n, d // layer.heads, device=tokens.device, dtype=tokens.dtype)
     k = q.repeat(1, 1, 4, 1)
     return measured(lambda: F.scaled_dot_product_attention(q, k, k), 4).seconds
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes that can still be taken: of the GPU, or of what the system or its container leaves."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-        root = Path("/sys/fs/cgroup")
-        limit, used = ((root / f"memory.{name}").read_text() for name in ("max", "current"))
-        free += [int(limit) - int(used)] if limit.strip() != "max" else []
-    except (OSError, ValueError):
-        pass  # not Linux, or no limit
-    return min(free, default=2**63 - 1)

@@ -1,4 +1,4 @@
-"""When memory runs out: half the batch, and on. And the most that was held."""
+"""When memory runs out: half the batch, and on. How much there is, and the most that was held."""
 
 import sys
 import warnings
@@ -38,6 +38,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or (a RuntimeError like others) on the CPU."""
     known = (MemoryError, torch.cuda.OutOfMemoryError)
     return isinstance(error, known) or "can't allocate memory" in str(error)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can still be taken: of the GPU, or of what the system or its container leaves."""
+    if device.type == "cuda":
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + idle
+    free = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+        root = Path("/sys/fs/cgroup")
+        limit, used = ((root / f"memory.{name}").read_text() for name in ("max", "current"))
+        free += [int(limit) - int(used)] if limit.strip() != "max" else []
+    except (OSError, ValueError):
+        pass  # not Linux, or no limit
+    return min(free, default=2**63 - 1)
 
 
 def peak_memory() -> int:
