@@ -22,6 +22,7 @@ import tfkit
 from tfkit import finding, loading
 from tfkit.control import check_beside
 from tfkit.menagerie.recipe.controlnet import from_unet
+from tfkit.reading import VideoFile
 from tfkit.records import key_of
 from tfkit.sampling import ddim_step
 from tfkit.swapping import rebuild
@@ -274,6 +275,25 @@ def test_by_default_it_sees_the_edges_of_the_sources_frames(model, folder):
     assert torch.equal(source.conditions["control"], tfkit.canny(frames))
     prepared = own.prepare(model, source)
     assert torch.equal(prepared.condition, tfkit.canny(frames))
+
+
+def test_a_long_video_is_seen_in_chunks_and_held_as_one_channel(
+    model, folder, tmp_path, monkeypatch
+):
+    """A file is never read whole for its edges, and they take a third of the frames."""
+    movie = tfkit.write_video(tmp_path / "long.mp4", moving(FRAMES, 64, 64))
+    video, own = tfkit.open_video(movie), tfkit.ControlNet(model=folder)
+    whole = tfkit.canny(video.read().frames.double())
+    monkeypatch.setattr(VideoFile, "read", lambda self: pytest.fail("read whole"))
+    for batch in (1, 2, FRAMES + 1):
+        assert torch.equal(own.see(model, video, batch).double(), whole)
+    kept = {"steps": 2, "control": own, "batch": 2, **QUIET}
+    source = tfkit.invert(model, video, folder=tmp_path / "kept", **kept)
+    assert torch.equal(source.conditions["control"].double(), whole)
+    again = tfkit.open_trajectory(tmp_path / "kept")
+    assert torch.equal(again.conditions["control"], source.conditions["control"])
+    held = own.prepare(model, source).condition.untyped_storage()
+    assert held.nbytes() == whole[:, :1].numel() * source.clean.element_size()
 
 
 SCRIPT = """

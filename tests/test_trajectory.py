@@ -254,6 +254,30 @@ def test_a_damaged_manifest_is_refused(model, latents, tmp_path, content):
         invert(model, latents, steps=1, folder=tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["invert", "edit"])
+def test_a_bit_that_flipped_in_a_manifest_is_told(model, latents, tmp_path, kind):
+    """JSON would still read; the prompt, say, would be another."""
+    source = invert(model, latents, steps=2, folder=tmp_path / "invert")
+    tfkit.edit(model, source, "a dog", folder=tmp_path / "edit")
+    (manifest,) = (tmp_path / kind).glob("*.json")
+    whole = manifest.read_bytes()
+    for place in range(0, len(whole), 7):
+        manifest.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            if kind == "invert":
+                tfkit.open_trajectory(tmp_path / kind)
+            else:
+                tfkit.edit(model, source, "a dog", folder=tmp_path / kind)
+        except ValueError as error:
+            assert f"{kind if kind == 'edit' else 'trajectory'}.json is damaged" in str(error)
+        else:
+            text = json.loads(manifest.read_text())
+            assert text == json.loads(whole) or "crc32" not in text  # a blank, or the sum's name
+    manifest.write_text(json.dumps({k: v for k, v in json.loads(whole).items() if k != "crc32"}))
+    if kind == "invert":  # of a version that wrote no sum
+        same(tfkit.open_trajectory(tmp_path / kind), source)
+
+
 @pytest.mark.parametrize("t", ["clean", "t0001", "t0333", "t0831"])
 def test_a_damaged_level_is_named_and_the_cure_works(model, latents, uninterrupted, tmp_path, t):
     source = invert(model, latents, folder=tmp_path)

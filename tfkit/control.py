@@ -2,7 +2,7 @@
 
 A ControlNet reads latents, text and condition of each frame by itself and adds to the UNet's skip
 connections (Zhang et al., ICCV 2023); self-attention stays the propagation's business. Memory: the
-ControlNet, about half the UNet, and the condition clip.
+ControlNet, about half the UNet, and the condition clip (edges: one channel of it).
 """
 
 import copy
@@ -29,6 +29,7 @@ from tfkit.finding import local_controlnet
 from tfkit.loading import CONTROLNETS, MENAGERIE, load_controlnet
 from tfkit.methods import Moment, Plain, check_noise, check_share, fresh, inverted
 from tfkit.overflow import NonFiniteError
+from tfkit.reading import VideoFile
 from tfkit.records import key_of
 from tfkit.trajectory import Trajectory, digest
 from tfkit.video import Clip, resize
@@ -119,27 +120,39 @@ class ControlNet(Plain):
             return inverted(source, t)
         return fresh(source, self.seed).expand_as(source.clean).clone()
 
-    def see(self, model: LatentDiffusion, given: Tensor) -> Float[Tensor, "f 3 H W"]:
-        """The condition of frames (f, 3, h, w) or latents (f, 4, h, w), at the latents' size.
+    def see(
+        self, model: LatentDiffusion, given: Tensor | VideoFile, batch: int = 16
+    ) -> Float[Tensor, "f 3 H W"]:
+        """The condition of frames (f, 3, h, w), latents (f, 4, h, w) or a file of frames, at the
+        latents' size.
 
-        Raises ValueError for a condition that is no clip of as many frames.
+        Canny edges are found ``batch`` frames at a time, and held as one channel; a function of
+        your own is given all frames. Raises ValueError for a condition that is no clip of as many.
         """
-        frames = given if given.shape[1] == 3 else None
-        h, w = given.shape[-2:] if frames is None else model.grid(*given.shape[-2:])
+        count, channels, *sides = given.shape
+        h, w = sides if channels == 4 else model.grid(*sides)
         size = h * model.factor, w * model.factor
-        seen = canny if self.condition is None else self.condition
+
+        def frames(part: Tensor) -> Tensor:
+            return model.decode(part) if channels == 4 else resize(part, size)
+
+        chunks = given.split(batch) if isinstance(given, Tensor) else given.chunks(batch)
+        if self.condition is None:
+            edges = torch.cat([canny(frames(part))[:, :1] for part in chunks])
+            return edges.to(model.device, model.precision).expand(-1, 3, -1, -1)
+        seen = self.condition
         if not isinstance(seen, Tensor | Clip):
-            seen = seen(model.decode(given) if frames is None else resize(frames, size))
+            seen = seen(torch.cat([frames(part) for part in chunks]))
         try:
             seen = check_frames(seen).detach()
         except ValueError as error:
             raise ValueError(f"the ControlNet's condition: {error}") from None
-        if len(seen) not in (1, len(given)):
+        if len(seen) not in (1, count):
             raise ValueError(
                 f"the ControlNet's condition has {len(seen)} frames; expected 1 or the video's "
-                f"{len(given)}"
+                f"{count}"
             )
-        return resize(seen, size).expand(len(given), -1, -1, -1).to(model.device, model.precision)
+        return resize(seen, size).to(model.device, model.precision).expand(count, -1, -1, -1)
 
     def bind(self, model: LatentDiffusion, condition: Tensor) -> Controlled:
         """The ControlNet, loaded, with its condition. Raises ValueError where it does not fit."""

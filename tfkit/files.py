@@ -101,6 +101,7 @@ def claimed(
             file.unlink()
         if not (path / manifest).exists():
             says = {**origin, **(beside or {})}
+            says |= {_SUM: _checksum_of(says)}
             write_whole(path / manifest, json.dumps(says, indent=1).encode())
         yield path
 
@@ -135,13 +136,22 @@ def read_manifest(
     """
     try:
         values = json.loads((path / f"{kind}.json").read_text())
+        if values.pop(_SUM, None) not in (None, _checksum_of(values)):
+            raise ValueError("altered")
         said = {name: values[name] for name in keys}
         return said | {name: values.get(name, mean) for name, mean in (unsaid or {}).items()}
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(
             f"{path / kind}.json is damaged, so what {path} belongs to is lost; delete the folder "
             "and begin again"
         ) from None
+
+
+_SUM = "crc32"  # of all else that a manifest says; older ones have none
+
+
+def _checksum_of(values: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
 
 
 @contextmanager

@@ -85,12 +85,12 @@ def invert(
     timesteps, text = model.timesteps(steps), model.embed(prompt)
     if prepare is not None:
         prepare.check(len(given), steps)
-    conditions, controlled = _conditions(model, given, depth, control)
+    conditions, controlled = _conditions(model, given, depth, control, batch)
     lineage = lineage_of(model)
     with ExitStack() as held:
         levels: dict[int, Tensor] | Folder = {}
         if folder is not None:
-            under = [f"{name} {digest(value)}" for name, value in conditions.items()]
+            under = [f"{name} {digest(value.split(batch))}" for name, value in conditions.items()]
             if control is not None and controlled is not None:
                 under.append(f"{controlled.fingerprint()} {control.scale} {control.until}")
             origin = Origin(
@@ -131,6 +131,7 @@ def _conditions(
     given: Tensor | VideoFile,
     depth: Tensor | None,
     control: ControlNet | None,
+    batch: int,
 ) -> tuple[dict[str, Tensor], Controlled | None]:
     """What frames or latents are inverted under, and the ControlNet with its condition or None."""
     h, w = given.shape[-2:] if given.shape[1] == 4 else model.grid(*given.shape[-2:])
@@ -141,8 +142,7 @@ def _conditions(
     if control is not None:
         if not isinstance(control, ControlNet):
             raise ValueError(f"control={control!r}: expected a tfkit.ControlNet(...), or None")
-        frames = given.read().frames if isinstance(given, VideoFile) else given
-        conditions["control"] = control.see(model, frames)
+        conditions["control"] = control.see(model, given, batch)
         controlled = control.bind(model, conditions["control"])
     return conditions, controlled
 
