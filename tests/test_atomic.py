@@ -1,7 +1,12 @@
 """Whatever is written appears whole or not at all."""
 
-import pytest
+import os
+import time
 
+import pytest
+import torch
+
+from tfkit import write_video
 from tfkit.atomic import left_over, replacing
 
 
@@ -37,3 +42,19 @@ def test_a_folder_takes_the_place_of_a_folder_and_a_file_never(tmp_path):
         (temporary / "2.png").write_text("new")
     assert [file.name for file in path.iterdir()] == ["2.png"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_killed_writers_left_of_a_video_goes_with_the_next(tmp_path):
+    path, now = tmp_path / "fox [1].mp4", time.time()
+    names = {".new-1-fox [1].mp4": 9e3, ".new-2-fox [1].mp4": 60, ".new-3-cat.mp4": 9e3}
+    for name, age in names.items():
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (now - age, now - age))
+    write_video(path, torch.zeros(2, 3, 16, 16))
+    left = {".new-2-fox [1].mp4", ".new-3-cat.mp4"}  # being written perhaps; of another video
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, *left}
+    frames = tmp_path / ".new-4-frames"
+    frames.mkdir()
+    os.utime(frames, (now - 9e3, now - 9e3))
+    write_video(tmp_path / "frames", torch.zeros(2, 3, 16, 16))
+    assert not frames.exists() and len(list((tmp_path / "frames").iterdir())) == 2

@@ -25,7 +25,7 @@ from tfkit.entries import named_clips
 from tfkit.evaluation import COLUMNS, difference, summary
 from tfkit.jobs import Meter, Portable
 from tfkit.menagerie import benchmark, film
-from tfkit.records import describe, key_of, open_folder
+from tfkit.records import describe, key_of, open_folder, read_record, write_record
 from tfkit.scores import METRICS, Score, over_clips
 from tfkit.scoring import TokenReader, score
 from tfkit.video import Clip
@@ -320,6 +320,16 @@ def test_what_a_kill_left_half_written_is_swept_away(tmp_path):
     os.utime(old, (1, 1))
     open_folder(tmp_path)
     assert not old.exists() and new.exists()  # the second may be another evaluation's
+
+
+def test_a_number_that_was_altered_is_none(tmp_path):
+    write_record(tmp_path, "a", {"scores": {"warp_error": 0.0123}, "seconds": 1.0})
+    assert read_record(tmp_path, "a") == {"scores": {"warp_error": 0.0123}, "seconds": 1.0}
+    file = tmp_path / "a.json"
+    file.write_text(file.read_text().replace("0.0123", "0.0023"))
+    assert read_record(tmp_path, "a") is None
+    file.write_text('{"seconds": 1.0}')  # of a version that wrote no sum
+    assert read_record(tmp_path, "a", ["seconds"]) == {"seconds": 1.0}
 
 
 # --- Failures ---

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,10 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
         _flush(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        remove(temporary)
 
 
 def _flush(folder: Path) -> None:
@@ -45,6 +43,22 @@ def _flush(folder: Path) -> None:
             os.close(opened)
 
 
-def left_over(folder: Path, name: str = "*") -> list[Path]:
-    """What killed runs left half-written of files of a name or pattern."""
-    return list(folder.glob(f".new-*-{name}"))
+def left_over(folder: Path, name: str = "*", *, age: float | int = 0) -> list[Path]:
+    """What killed runs left half-written of files of a name or pattern.
+
+    age: only what nobody has touched for so many seconds; what is younger may be being written.
+    """
+    found, now = [], time.time()
+    for path in folder.glob(f".new-*-{name}"):
+        with suppress(FileNotFoundError):  # it has just got its name
+            if not age or now - path.stat().st_mtime > age:
+                found.append(path)
+    return found
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

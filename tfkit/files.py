@@ -18,6 +18,13 @@ from torch import Tensor
 
 from tfkit.atomic import left_over, replacing
 
+SUM = "crc32"  # of all else that a JSON file says; older ones have none
+
+
+def checksum_of(values: Mapping[str, Any]) -> str:
+    """CRC-32 over what JSON makes of values."""
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
+
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes tensors by name as safetensors, with a checksum of their values.
@@ -101,7 +108,7 @@ def claimed(
             file.unlink()
         if not (path / manifest).exists():
             says = {**origin, **(beside or {})}
-            says |= {_SUM: _checksum_of(says)}
+            says |= {SUM: checksum_of(says)}
             write_whole(path / manifest, json.dumps(says, indent=1).encode())
         yield path
 
@@ -136,7 +143,7 @@ def read_manifest(
     """
     try:
         values = json.loads((path / f"{kind}.json").read_text())
-        if values.pop(_SUM, None) not in (None, _checksum_of(values)):
+        if values.pop(SUM, None) not in (None, checksum_of(values)):
             raise ValueError("altered")
         said = {name: values[name] for name in keys}
         return said | {name: values.get(name, mean) for name, mean in (unsaid or {}).items()}
@@ -145,13 +152,6 @@ def read_manifest(
             f"{path / kind}.json is damaged, so what {path} belongs to is lost; delete the folder "
             "and begin again"
         ) from None
-
-
-_SUM = "crc32"  # of all else that a manifest says; older ones have none
-
-
-def _checksum_of(values: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
 
 
 @contextmanager

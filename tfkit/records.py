@@ -7,7 +7,6 @@ whatever was made with other settings has another name and is never taken for it
 import functools
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType
@@ -17,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tfkit.atomic import replacing
+from tfkit.atomic import left_over, replacing
+from tfkit.files import SUM, checksum_of
 from tfkit.trajectory import digest
 
 _STALE = 60  # seconds after which an unfinished file is nobody's any more
@@ -76,16 +76,19 @@ def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
 
 
 def read_record(folder: Path, key: str, fields: Iterable[str] = ()) -> dict | None:
-    """The record of a key; None where there is none, or none with these fields can be read."""
+    """The record of a key; None where there is none, or none with these fields can be read, as it
+    was written."""
     try:
         record = json.loads((folder / f"{key}.json").read_text())
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and record.keys() >= {*fields} else None
+    whole = isinstance(record, dict) and record.pop(SUM, None) in (None, checksum_of(record))
+    return record if whole and record.keys() >= {*fields} else None
 
 
 def write_record(folder: Path, key: str, record: Mapping) -> None:
     """Keeps a record, in place of the one there was."""
+    record = {**record, SUM: checksum_of(record)}
     with replacing(folder / f"{key}.json") as path:
         path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
@@ -99,9 +102,8 @@ def open_folder(path: str | Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{str(path)!r} is a file; expected a folder for the results")
     folder.mkdir(parents=True, exist_ok=True)
-    for file in folder.glob(".new-*.json"):
-        if time.time() - file.stat().st_mtime > _STALE:
-            file.unlink(missing_ok=True)
+    for file in left_over(folder, "*.json", age=_STALE):
+        file.unlink(missing_ok=True)
     return folder
 
 

@@ -5,6 +5,7 @@ How a clip is read from disk is in reading.py.
 """
 
 import base64
+import glob
 import html
 import io
 import math
@@ -24,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tfkit import codec
-from tfkit.atomic import replacing
+from tfkit.atomic import left_over, remove, replacing
 from tfkit.codec import DEFAULT_FPS
 from tfkit.settings import is_whole
 
@@ -202,11 +203,14 @@ def write_video(
     fps: None takes the clip's own, or 8. crf: 0 (best) to 51; 6 more halve the size of an mp4.
     H.264 needs even sides: the last row or column of an odd one is doubled. Missing parent folders
     are made; the path appears only once it is complete, and a folder of numbered PNGs is replaced.
+    What a killed run left of it an hour ago or earlier is removed.
     ValueError for other shapes, NaN, values outside [0, 1], or a suffix that is not one of these.
     """
     path = check_output(path)
     suffix = path.suffix.lower()
     fps, pixels = _to_write(frames, fps, crf)
+    for rest in left_over(path.parent, glob.escape(path.name), age=_STALE):
+        remove(rest)
     with replacing(path) as temporary:
         if suffix in MOVIES:
             codec.write_movie(temporary, pixels, fps, crf)
@@ -231,6 +235,7 @@ def check_output(path: str | os.PathLike) -> Path:
     return path
 
 
+_STALE = 3600  # seconds after which an unfinished video is nobody's any more
 _NUMBERED = re.compile(r"\d{4,}\.png")
 
 
