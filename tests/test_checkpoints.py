@@ -5,15 +5,18 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import FunctionType
 
 import pytest
 import torch
+from clips import moving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelines import moving_latents
 from test_controlnet import make_controlnet
+from test_interrupts import stopped_after
 
 import tfkit
 from tfkit import hooks
@@ -307,6 +310,40 @@ def test_resuming_is_not_stopping(precise, frames, interval, first, then, after,
         assert len(list(Path(folder).glob("step*"))) == after
         made = edited(precise, source, folder, batch=then, **how)
     torch.testing.assert_close(made.latents, whole.latents, rtol=0, atol=1e-8)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    frames=st.integers(1, 5), steps=st.integers(1, 4), first=st.integers(1, 6),
+    then=st.integers(1, 6), predictor=st.sampled_from(["next", "extrapolated"]),
+    fixed_point=st.integers(0, 1), prepared=st.booleans(), stopped=st.floats(0, 1),
+)  # fmt: skip
+def test_an_inversion_resumed_from_its_file_is_one_of_frames_never_stopped(
+    precise, frames, steps, first, then, predictor, fixed_point, prepared, stopped
+):
+    """Killed anywhere, in chunks of any size, before and after: the same levels, read or given."""
+    clip = moving(frames, 32, 32)
+    clip = (clip * 255).round() / 255  # as a file has them
+    how = {"steps": steps, "predictor": predictor, "fixed_point": fixed_point, **QUIET}
+    if prepared:
+        how["prepare"] = tfkit.Preparation(propagation=tfkit.TokenFlow(2))
+    with stopped_after(-1) as calls:
+        whole = invert(precise, clip, "a cat", batch=frames, **how)
+    with tempfile.TemporaryDirectory() as place:
+        movie = tfkit.write_video(Path(place) / "pictures", clip)
+        resumed = {"folder": Path(place) / "kept", **how}
+        with suppress(KeyboardInterrupt), stopped_after(1 + int(stopped * calls[0])):
+            invert(precise, tfkit.open_video(movie), "a cat", batch=first, **resumed)
+        made = invert(precise, tfkit.open_video(movie), "a cat", batch=then, **resumed)
+        for t in whole.latents:
+            torch.testing.assert_close(made.latents[t], whole.latents[t], rtol=0, atol=1e-7)
+        if not prepared:
+            return
+        edits = [
+            edited(precise, one, None, propagation=tfkit.TokenFlow(2), seed=0)
+            for one in (made, whole)
+        ]
+        torch.testing.assert_close(edits[0].latents, edits[1].latents, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}"])
