@@ -16,12 +16,13 @@ def drawn(figure):
 def test_curves_are_those_given_and_told_apart_without_colour():
     figure = charts.curves(
         {"plain": ([5, 10, 50], [1, 2, 4]), "refined": ([5, 10, 50], [2, 3, 5])},
-        x="steps", y="dB", log=True, level={"VAE": 6},
+        x="steps", y="dB", log=True, level={"VAE": 6}, across=[20],
     )  # fmt: skip
     (axes,) = figure.axes
     first, second = axes.lines[:2]
     assert first.get_xydata().tolist() == [[5, 1], [10, 2], [50, 4]]
     assert first.get_marker() != second.get_marker()
+    assert axes.lines[3].get_xdata() == [20, 20]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["5", "10", "50"]
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["plain", "refined"]
     assert drawn(figure).std() > 5

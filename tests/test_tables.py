@@ -48,17 +48,32 @@ def test_edits_and_reconstructions_are_measured(small):
 
 def test_ours_stand_beside_the_papers(small):
     beside = tables.beside_the_paper(small)
-    assert list(beside.index) == [
-        "PnP, per frame",
-        "joint attention",
-        "fixed keyframes",
-        "TokenFlow",
-    ]
+    others = ["Text2Video-Zero", "Tune-A-Video", "FateZero", "Rerender"]
+    own = ["joint attention", "fixed keyframes", "TokenFlow"]
+    assert list(beside.index) == ["PnP, per frame", *others, *own]
+    assert set(beside.loc[others].xs("tfkit", axis=1, level=1).to_numpy().flat) == {"–"}
+    assert beside["warp error ×10³", "paper"].to_dict()["FateZero"] == "6.9"
     assert beside["over per frame", "tfkit"].iloc[0] == "1.00"
     assert beside["over per frame", "paper"].to_dict()["TokenFlow"] == "0.27"
     of = small[(small.method == "PnP, TokenFlow") & (small.metric == "warp_error")]
     expected = f"{1e3 * of.value.mean():.2f}"
     assert beside["warp error ×10³", "tfkit"]["TokenFlow"].startswith(expected)
+
+
+def test_true_motion_bounds_what_fields_can_win():
+    """On a clip, at its own size and at that of a token, as an edit by hand has it."""
+    found = tables.along_true_motion(1, frames=4, steps=4, sides=(128, 32))
+    assert list(found.columns) == ["nothing edited", "per frame", "TokenFlow", "true motion"]
+    assert list(found.index) == [128, 32] and (found.loc[32] < found.loc[128]).all()
+    (task,) = tables.tasks(1, 4, 1)
+    clip, model = task.film(), tfkit.load()
+    source = tfkit.invert(model, clip, clip.caption, steps=4, progress=False)
+    way = tfkit.truth.TrueFlow(tables.INTERVAL, clip=clip)
+    made = tfkit.edit(
+        model, source, task.prompts[0], guidance=tables.GUIDANCE, propagation=way, progress=False
+    )
+    error = 1e3 * metrics.warp_error(made.frames, clip.flow, clip.visible)
+    assert found.loc[128, "true motion"] == pytest.approx(error, rel=1e-4)
 
 
 def test_bounds_are_of_the_clip_itself_and_of_the_change_as_filmed(small):

@@ -28,11 +28,13 @@ def curves(
     y: str,
     log: bool = False,
     level: Mapping[str, float | int] | None = None,
+    across: Iterable[float | int] = (),
     size: tuple[float | int, float | int] = (7.0, 3.2),
 ) -> Sheet:
     """Curves {label: (x values, y values)} in one pair of axes, named beside it.
 
     log: x on a logarithmic scale, with a tick at each value. level: horizontal lines by label.
+    across: where vertical lines are.
     """
     if not lines:
         raise ValueError("lines is empty; expected {label: (x values, y values), ...}")
@@ -57,6 +59,8 @@ def curves(
         axes.axhline(value, color=QUIET, linewidth=1, linestyle=":")
         axes.annotate(label, (0.01, value), xycoords=("axes fraction", "data"), color=QUIET,
                       fontsize=8, va="bottom")  # fmt: skip
+    for value in across:
+        axes.axvline(value, color=QUIET, linewidth=1, linestyle=":")
     if log:
         axes.set_xscale("log")
         axes.set_xticks(sorted(ticks), [f"{v:g}" for v in sorted(ticks)])
