@@ -142,6 +142,7 @@ def test_metrics_can_be_chosen_and_brought_along(evaluate):
     found = evaluate({"same": same, "darker": darker}, TASKS[:1], [named, brightness, "warp_error"])
     assert list(found.metric.unique()) == ["warp_error", "named", "brightness"]
     assert (found[found.metric == "named"].measured_with == "in: letters").all()
+    assert (found[found.metric == "brightness"].measured_with == "function: brightness").all()
     letters = found[(found.metric == "named") & (found.method == "same")].value
     assert letters.tolist() == [len(prompt) for prompt in TASKS[0].prompts]
     light = found[found.metric == "brightness"].set_index(["method", "prompt"]).value
@@ -161,7 +162,8 @@ def test_a_clip_of_ones_own_has_what_can_be_measured(evaluate):
     assert names == ["clip 1", "clip 2", "a dog on sand", TASKS[0].caption]
     rows = found[found["clip"] == "clip 2"]
     assert list(rows.prompt) == ["a fish", "a bird"] and set(rows.metric) == {"warp_error"}
-    assert set(rows.measured_with) == {"flow: DIS"} and set(rows.change) == {""}
+    assert set(rows.measured_with) == {"flow: DIS, occlusion: forward-backward check"}
+    assert set(rows.change) == {""}
     known = found[found["clip"] == "a dog on sand"]
     assert list(known.metric) == ["warp_error", "directional", "background_psnr"]
     assert known.measured_with.iloc[0] == "flow: exact"
