@@ -153,6 +153,8 @@ class Scorer:
         known = self.source
         self._known = known if isinstance(known, Clip) else Clip(as_frames(known, "source"))
         self._judge = self.clip if isinstance(self.clip, CLIP) else _load(str(self.clip))
+        given = self.source_prompt
+        self._caption = self._known.caption if given is None else given
         self._mask = self._known.mask if self.mask is None else self.mask
         self._made: dict[tuple[Callable, At, tuple[str, ...]], Any] = {}
         exact = self._known.flow is not None and self._known.visible is not None
@@ -224,10 +226,6 @@ class Scorer:
                 value = fidelity.background_ssim(edit, self._frames(at), mask)
                 add("background_ssim", value, mask=whose, window=_WINDOW)
         return {score.name: score for score in out}
-
-    @property
-    def _caption(self) -> str:
-        return self._known.caption if self.source_prompt is None else self.source_prompt
 
     @cached_property
     def _words(self) -> Tensor:
