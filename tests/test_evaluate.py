@@ -597,9 +597,12 @@ def test_a_model_travels_by_its_name_and_is_checked_on_arrival(folder, model):
 
 
 @pytest.mark.slow
-def test_processes_give_the_same_table(serial, evaluate):
-    with joblib.parallel_config(backend="loky", n_jobs=2):
-        compare(evaluate({"same": same, "darker": darker}, TASKS, CHEAP), serial)
+def test_processes_give_the_same_table(evaluate, dino):
+    run = partial(evaluate, {"same": same, "darker": darker}, TASKS, KEEN, tracks=centers)
+    for structure in (dino, patches):
+        with joblib.parallel_config(backend="loky", n_jobs=2):
+            found = run(structure=structure)
+        compare(found, run(structure=structure))
 
 
 def test_a_dask_cluster_that_loses_a_worker_gives_the_same_table(model, dino, tmp_path):
