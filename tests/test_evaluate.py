@@ -18,9 +18,12 @@ import pytest
 import torch
 from pipelines import make_pipeline
 from tqdm.auto import tqdm
+from transformers import ViTConfig, ViTModel
 
 import tfkit
+from tfkit import scoring
 from tfkit.clip import load_clip
+from tfkit.dino import load_dino
 from tfkit.entries import named_clips
 from tfkit.evaluation import COLUMNS, difference, summary
 from tfkit.jobs import Meter, Portable
@@ -32,6 +35,7 @@ from tfkit.video import Clip
 
 FAST = {"steps": 2, "progress": False}
 CHEAP = ["warp_error", "text_alignment", "success"]
+KEEN = [*CHEAP, "structure_distance", "motion_fidelity"]
 TASKS = benchmark(frames=2)[:3]
 CLIP = film("a cat", frames=2)
 
@@ -47,6 +51,21 @@ def darker(model, source, prompt):
 
 def brightness(frames, source, prompt):
     return frames.mean()
+
+
+def patches(frames):
+    """A reader of structure that needs no model: patches of 16 x 16 pixels."""
+    return torch.nn.functional.unfold(frames - 0.5, 16, stride=16).transpose(1, 2)
+
+
+def centers(frames):
+    """Tracks: where the centre of each colour is."""
+    weights = frames / frames.sum((-1, -2), keepdim=True)
+    y, x = torch.meshgrid(*map(torch.arange, frames.shape[-2:]), indexing="ij")
+    return torch.stack([(weights * x).sum((-1, -2)), (weights * y).sum((-1, -2))], -1)
+
+
+READERS = {"structure": patches, "tracks": centers}
 
 
 @dataclass
@@ -76,6 +95,16 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(folder):
     return tfkit.load(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory):
+    path = tmp_path_factory.mktemp("dino")
+    torch.manual_seed(0)
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                       intermediate_size=16, image_size=32, patch_size=32)  # fmt: skip
+    ViTModel(config, add_pooling_layer=False).save_pretrained(path)
+    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +171,7 @@ def test_metrics_can_be_chosen_and_brought_along(evaluate):
     found = evaluate({"same": same, "darker": darker}, TASKS[:1], [named, brightness, "warp_error"])
     assert list(found.metric.unique()) == ["warp_error", "named", "brightness"]
     assert (found[found.metric == "named"].measured_with == "in: letters").all()
+    assert (found[found.metric == "brightness"].measured_with == "function: brightness").all()
     letters = found[(found.metric == "named") & (found.method == "same")].value
     assert letters.tolist() == [len(prompt) for prompt in TASKS[0].prompts]
     light = found[found.metric == "brightness"].set_index(["method", "prompt"]).value
@@ -161,7 +191,8 @@ def test_a_clip_of_ones_own_has_what_can_be_measured(evaluate):
     assert names == ["clip 1", "clip 2", "a dog on sand", TASKS[0].caption]
     rows = found[found["clip"] == "clip 2"]
     assert list(rows.prompt) == ["a fish", "a bird"] and set(rows.metric) == {"warp_error"}
-    assert set(rows.measured_with) == {"flow: DIS"} and set(rows.change) == {""}
+    assert set(rows.measured_with) == {"flow: DIS, occlusion: forward-backward check"}
+    assert set(rows.change) == {""}
     known = found[found["clip"] == "a dog on sand"]
     assert list(known.metric) == ["warp_error", "directional", "background_psnr"]
     assert known.measured_with.iloc[0] == "flow: exact"
@@ -187,6 +218,39 @@ def test_a_clip_is_inverted_once_and_only_where_needed(evaluate, monkeypatch, tm
     assert inverted == [task.caption for task in TASKS]
     evaluate(methods, TASKS, brightness, folder=tmp_path, inversion={"fixed_point": 1, "batch": 2})
     assert inverted == [task.caption for task in TASKS]
+
+
+def test_structure_and_tracks_are_read_as_asked(evaluate, model, dino):
+    run = partial(evaluate, {"same": same}, TASKS[:1], ["structure_distance", "motion_fidelity"])
+    found = run(structure=dino, tracks=centers).set_index(["metric", "prompt"])
+    clip, prompt = TASKS[0].film(), TASKS[0].prompts[1]
+    made = same(model, tfkit.invert(model, clip, clip.caption, **FAST), prompt)
+    readers = {"structure": load_dino(dino), "tracks": centers}
+    expected = score(made, clip, prompt, clip=load_clip(), **readers)
+    for metric in ("structure_distance", "motion_fidelity"):
+        row = found.loc[metric, prompt]
+        assert row.value == pytest.approx(float(expected[metric]), rel=1e-6)
+        assert row.measured_with == expected[metric].measured_with
+    assert found.loc["structure_distance", prompt].measured_with.startswith(f"tokens: {dino} ")
+
+
+def test_a_clip_is_read_once_for_all_its_edits(evaluate, monkeypatch):
+    read, clip = [], Clip(CLIP.frames)
+
+    def count(name, make):
+        def counting(frames):
+            read.append((name, torch.equal(frames, clip.frames)))
+            return make(frames)
+
+        return counting
+
+    monkeypatch.setattr(scoring, "estimate_flow", count("flow", scoring.estimate_flow))
+    readers = {n: count(n, f) for n, f in (("structure", patches), ("tracks", centers))}
+    found = evaluate({"same": same, "darker": darker}, [(clip, ["a fish", "a dog"])], **readers)
+    assert set(found.metric) > {"warp_error", "structure_distance", "motion_fidelity"}
+    assert read.count(("flow", True)) == 1 and ("flow", False) not in read
+    for name in readers:
+        assert (read.count((name, True)), read.count((name, False))) == (1, 4)
 
 
 def test_a_clip_can_be_prepared_for_its_edits(evaluate, tmp_path):
@@ -236,6 +300,9 @@ OTHER = {
     "the steps": {"steps": 3},
     "the inversion": {"inversion": {"fixed_point": 1}},
     "the flow": {"flow": "dis"},
+    "the tokens": {"metrics": "structure_distance", "tokens": patches},
+    "the structure": {"metrics": "structure_distance", "tokens": patches, "structure": centers},
+    "the tracks": {"metrics": "motion_fidelity", "tracks": centers},
     "the clip": {"clips": [(replace(CLIP, frames=CLIP.frames * 0.9), "a fish")]},
 }
 
@@ -271,8 +338,8 @@ SCRIPT = """
 import sys
 sys.path[:0] = {path!r}
 from test_evaluate import *
-tfkit.evaluate({{"mine": Counting(Path({log!r}), 0.2)}}, TASKS, CHEAP, model={model!r},
-               folder={results!r}, **FAST)
+tfkit.evaluate({{"mine": Counting(Path({log!r}), 0.2)}}, TASKS, KEEN, model={model!r},
+               folder={results!r}, **READERS, **FAST)
 """
 
 
@@ -290,9 +357,13 @@ def test_a_killed_evaluation_loses_no_more_than_the_edit_running(evaluate, folde
     made, kept = len(lines(log)), len(list(results.glob("[!.]*.json")))
     assert 4 <= made < 9 and made - 1 <= kept <= made
     assert all("scores" in json.loads(file.read_text()) for file in results.glob("[!.]*.json"))
-    found = evaluate({"mine": Counting(log, 0.2)}, TASKS, CHEAP, model=str(folder), folder=results)
+    run = partial(evaluate, clips=TASKS, metrics=KEEN, model=str(folder), **READERS)
+    found = run({"mine": Counting(log, 0.2)}, folder=results)
     assert len(lines(log)) == made + 9 - kept
-    assert len(found) == 9 * len(CHEAP) and found.value.notna().all()
+    assert len(found) == 9 * len(KEEN)
+    compare(found, run({"mine": Counting(tmp_path / "other")}))
+    run({"mine": Counting(log, 0.2)}, folder=results, structure=centers)
+    assert len(lines(log)) == made + 18 - kept
 
 
 def test_an_interrupt_stops_at_once_and_keeps_what_is_done(evaluate, tmp_path):
@@ -392,6 +463,17 @@ def test_a_mistake_in_everything_is_raised_with_its_traceback(evaluate):
         ({"clips": [(CLIP, [])]}, "has 2 frames and the prompts"),
         ({"clips": [(CLIP[:1], "a dog")]}, "has 1 frames"),
         ({"flow": "exactly"}, "flow='exactly': expected one of None, 'exact'"),
+        (
+            {"tokens": "up_blocks.1"},
+            r"tokens='up_blocks.1': expected \(layer, timestep\) or a ",
+        ),
+        ({"tokens": (261, "up_blocks.1")}, r"tokens=\(261, 'up_blocks.1'\): expected \(layer, tim"),
+        ({"tokens": ("up", 1), "metrics": None}, "layer 'up' fits no self-attention of this model"),
+        ({"tokens": ("up_blocks.*", 1), "metrics": None}, r"'up_blocks.\*': expected one layer"),
+        ({"structure": 3}, "structure=3: expected a DINO's name or folder, or a function"),
+        ({"structure": ""}, "structure='': expected a DINO's name"),
+        ({"tracks": CLIP.flow}, r"tracks=tensor(.|\n)*: expected a function \(frames\) -> tracks"),
+        ({"tracks": Clip}, "tracks=<class 'tfkit.video.Clip'>: expected a function"),
         ({"errors": "ignore"}, "errors='ignore': expected one of 'warn', 'raise'"),
         ({"steps": 0}, "steps=0"),
         ({"inversion": {"prompt": "a"}}, "unknown setting 'prompt'; expected some of batch, con"),
@@ -525,17 +607,21 @@ def test_a_model_travels_by_its_name_and_is_checked_on_arrival(folder, model):
 
 
 @pytest.mark.slow
-def test_processes_give_the_same_table(serial, evaluate):
-    with joblib.parallel_config(backend="loky", n_jobs=2):
-        compare(evaluate({"same": same, "darker": darker}, TASKS, CHEAP), serial)
+def test_processes_give_the_same_table(evaluate, dino):
+    run = partial(evaluate, {"same": same, "darker": darker}, TASKS, KEEN, tracks=centers)
+    for structure in (dino, patches):
+        with joblib.parallel_config(backend="loky", n_jobs=2):
+            found = run(structure=structure)
+        compare(found, run(structure=structure))
 
 
-def test_a_dask_cluster_that_loses_a_worker_gives_the_same_table(model, tmp_path):
+def test_a_dask_cluster_that_loses_a_worker_gives_the_same_table(model, dino, tmp_path):
     distributed = pytest.importorskip("distributed", reason="needs tfkit[cluster]")
     log, results, lost = tmp_path / "log", tmp_path / "results", []
     own = film("a dog on sand", frames=2, seed=1)
     clips = [*TASKS, *benchmark(frames=2)[3:5], (own, ["a fox on sand", "a cat on sand"])]
-    run = partial(tfkit.evaluate, clips=clips, metrics=CHEAP, model=model, **FAST)
+    readers = {"structure": dino, "tracks": centers}
+    run = partial(tfkit.evaluate, clips=clips, metrics=KEEN, model=model, **readers, **FAST)
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None

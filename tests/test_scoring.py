@@ -1,18 +1,19 @@
 """One edit by every metric, each number with what it was measured with; means and tables."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from clips import bare, moving
 
 import tfkit
-from tfkit import fidelity, matches, metrics, raft, tokens, tracks
+from tfkit import fidelity, matches, metrics, raft, scoring, tokens, tracks
 from tfkit.clip import load_clip
 from tfkit.editing import Edit
 from tfkit.menagerie import film
 from tfkit.scores import METRICS, Score, ScoreTable, over_clips, settings_of
-from tfkit.scoring import TokenReader, score
+from tfkit.scoring import Scorer, TokenReader, name_of, score
 from tfkit.video import Clip, resize
 
 SOURCE = film("a red cat walking on grass", frames=3)
@@ -56,7 +57,7 @@ def test_every_number_is_that_of_its_metric(row, judge):
     }
     assert list(row) == list(expected) == list(METRICS)
     for name, value in expected.items():
-        assert float(row[name]) == pytest.approx(value, abs=1e-9), name
+        assert float(row[name]) == value, name
         assert row[name].name == name and isinstance(float(row[name]), float)
 
 
@@ -70,6 +71,7 @@ def test_every_number_says_what_it_was_measured_with(row):
     }
     assert row["motion_fidelity"].measured_with == "tracks: patches, still: 0.5"
     assert row["background_psnr"].measured_with == "mask: the source's"
+    assert row["background_ssim"].measured_with == "mask: the source's, window: 11 x 11 Gaussian"
     assert str(row["warp_error"]).startswith("warp error ×10³ ")
 
 
@@ -81,20 +83,49 @@ def test_a_video_without_truth_or_words_gets_what_can_be_measured(judge):
         "frame_consistency_all",
         "text_alignment",
     ]
-    assert found["warp_error"].measured_with == "flow: DIS"
+    assert found["warp_error"].measured_with == "flow: DIS, occlusion: forward-backward check"
     flow, visible = metrics.estimate_flow(SOURCE.frames)
     assert float(found["warp_error"]) == metrics.warp_error(EDIT, flow, visible)
     again = score(EDIT, SOURCE, SOURCE.caption, clip=judge, mask=~SOURCE.mask)
     assert "directional" not in again and again["background_psnr"].measured_with == "mask: given"
 
 
-def test_other_flows_readers_and_tracks(judge, monkeypatch):
+@pytest.fixture
+def still_raft(monkeypatch):
+    """A RAFT that sees no motion; a list of what was loaded."""
+    loaded = []
+
+    class Still(torch.nn.Conv2d):
+        def forward(self, a, b):
+            return [torch.zeros(1, 2, *a.shape[-2:])]
+
+    def load(device):
+        loaded.append(torch.manual_seed(len(loaded)))
+        return Still(1, 1, 1)
+
+    monkeypatch.setattr(raft, "load_raft", load)
+    raft.shared_raft.cache_clear()
+    yield loaded
+    raft.shared_raft.cache_clear()
+
+
+def test_raft_is_read_once_and_known_by_its_weights(judge, still_raft):
+    def measured():
+        return score(EDIT, SOURCE.frames, PROMPT, clip=judge, flow="raft")["warp_error"]
+
+    first = measured()
+    assert measured() == first and len(still_raft) == 1
+    assert first.measured_with.startswith("flow: RAFT large ")
+    assert first.measured_with.endswith(", occlusion: forward-backward check")
+    raft.shared_raft.cache_clear()
+    assert measured().measured_with != first.measured_with and len(still_raft) == 2
+
+
+def test_other_flows_readers_and_tracks(judge, still_raft):
     zero = torch.zeros_like(SOURCE.flow), torch.ones_like(SOURCE.visible)
-    monkeypatch.setattr(raft, "estimate_flow", lambda frames: zero)
     given = score(EDIT, SOURCE, PROMPT, clip=judge, flow=zero)
     assert given["warp_error"].measured_with == "flow: given"
     by_raft = score(EDIT, SOURCE, PROMPT, clip=judge, flow="raft")
-    assert by_raft["warp_error"].measured_with == "flow: RAFT"
     assert float(given["warp_error"]) == float(by_raft["warp_error"])
     true, _ = tracks.follow_flow(
         tracks.token_centers((4, 4), (128, 128)), SOURCE.flow, SOURCE.visible
@@ -110,6 +141,84 @@ def test_other_flows_readers_and_tracks(judge, monkeypatch):
     squares = [patches(x) ** 2 for x in (EDIT, SOURCE.frames)]
     assert float(found["structure_distance"]) == fidelity.structure_distance(*squares) > 0
     assert found["token_consistency"].settings["matches"] == "mutual field"
+
+
+def centers(frames):
+    """Tracks: where the centre of each colour is."""
+    weights = frames / frames.sum((-1, -2), keepdim=True)
+    y, x = torch.meshgrid(*map(torch.arange, frames.shape[-2:]), indexing="ij")
+    return torch.stack([(weights * x).sum((-1, -2)), (weights * y).sum((-1, -2))], -1)
+
+
+def test_tracks_can_be_made_of_the_frames(judge):
+    found = score(EDIT, SOURCE, PROMPT, clip=judge, tracks=centers)["motion_fidelity"]
+    assert found.measured_with == "tracks: centers, still: 0"
+    both = centers(EDIT), centers(SOURCE.frames)
+    assert float(found) == fidelity.motion_fidelity(*both)
+    given = score(EDIT, SOURCE, PROMPT, clip=judge, tracks=both)["motion_fidelity"]
+    assert float(given) == float(found)
+
+
+def test_weights_are_told_where_names_are_not_enough(judge):
+    assert name_of(judge) == "menagerie"
+    other, same = (replace(judge, name="mine") for _ in range(2))
+    assert name_of(other) == name_of(same) != name_of(replace(other, cut=True))
+    moved = load_clip()
+    moved.model.visual_projection.weight.data += 1
+    assert name_of(replace(moved, name="mine")) != name_of(other)
+    found = score(EDIT, SOURCE, PROMPT, clip=other)["text_alignment"].measured_with
+    assert found == f"CLIP: mine {other.fingerprint()[:8]}"
+    model = replace(tfkit.load(device="cpu"), name="tuned")
+    layer = "up_blocks.2.attentions.0.transformer_blocks.0.attn1"
+    reader = TokenReader(model, layer, 201, seed=3)
+    assert reader.name == f"tuned {model.fingerprint()[:8]} {layer} at t = 201, noise 3"
+
+
+# Several edits of one source
+
+
+@pytest.fixture
+def counted(judge, monkeypatch):
+    """(Readers of a Scorer, how often each read the source) of a source that knows no flow."""
+    times = {}
+
+    def count(name, made, is_source=lambda x: torch.equal(x, SOURCE.frames)):
+        def counting(*given, **settings):
+            times[name] = times.get(name, 0) + is_source(given[0])
+            return made(*given, **settings)
+
+        return counting
+
+    monkeypatch.setattr(scoring, "estimate_flow", count("flow", metrics.estimate_flow))
+    by_field = count("matches", matches.matches_by_field, lambda x: True)
+    monkeypatch.setattr(scoring, "matches_by_field", by_field)
+    object.__setattr__(judge, "embed_frames", count("images", judge.embed_frames))
+    is_caption = SOURCE.caption.__eq__
+    object.__setattr__(judge, "embed_prompt", count("words", judge.embed_prompt, is_caption))
+    names = ("tokens", "structure", "tracks")
+    reads = (patches, lambda x: patches(x) ** 2, centers)
+    yield {n: count(n, read) for n, read in zip(names, reads, strict=True)}, times
+    del vars(judge)["embed_frames"], vars(judge)["embed_prompt"]
+
+
+def test_a_source_is_read_once_for_all_its_edits(judge, counted):
+    readers, times = counted
+    source = replace(SOURCE, flow=None, visible=None)
+    edits = [EDIT, EDIT / 2, source.frames.flip(0), resize(EDIT, (64, 96)), EDIT.flip(3)]
+    apart = [score(edit, source, PROMPT, clip=judge, **readers) for edit in edits]
+    assert times["flow"] == times["words"] == 5 and times["images"] == 4  # one at another size
+    times.clear()
+    scorer = Scorer(source, clip=judge, **readers)
+    assert [scorer(edit, PROMPT) for edit in edits] == apart  # to the last bit
+    once = dict.fromkeys(("flow", "images", "words", "tokens", "structure", "tracks"), 1)
+    assert times == once | {"matches": 2}  # a match has the edit's size
+
+
+def test_only_the_last_edits_size_is_kept_beside_the_sources_own(judge):
+    scorer = Scorer(SOURCE, clip=judge, tokens=patches)
+    for side in (64, 32, 128, 96):
+        scorer(resize(EDIT, (side, side)), PROMPT)
+    assert {at[0] for _, at, _ in scorer._made} == {(128, 128), (96, 96)}
 
 
 def test_an_edit_of_another_size_is_measured_at_its_own(judge):
@@ -153,7 +262,11 @@ def test_tokens_come_from_a_model_by_name():
     keys = TokenReader(model, layer, 201, "key")
     assert keys.name == f"menagerie {layer} key at t = 201"
     with pytest.raises(ValueError, match=r"layer='up_blocks.2.\*': expected one layer, it fits up"):
-        TokenReader(model, "up_blocks.2.*", 201)(frames)
+        TokenReader(model, "up_blocks.2.*", 201)
+    with pytest.raises(ValueError, match=r"layer 'up_blocks.9' fits no self-attention"):
+        TokenReader(model, "up_blocks.9", 201)
+    with pytest.raises(ValueError, match="timestep 1000: expected 0 to 999"):
+        TokenReader(model, layer, 1000)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image
 import tfkit
 from tfkit import choices
 from tfkit.choices import Answer, Question, plan
-from tfkit.preferences import fleiss, summarize
+from tfkit.preferences import effective, fleiss, summarize
 from tfkit.widgets.study import PreferenceStudy
 
 OURS, THEIRS = "TokenFlow", "per frame"
@@ -347,6 +347,52 @@ def test_agreement_of_raters():
     assert (row.raters, row.pairs, row.agreement) == (2, 4, 0.75)
 
 
+def test_one_answer_a_pair_is_as_it_was_by_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    for wins, n in ((0, 1), (1, 1), (3, 7), (7, 7), (16, 20), (0, 9)):
+        answers = [given("Ana", i, OURS if i < wins else THEIRS) for i in range(n)]
+        test = stats.binomtest(wins, n)
+        for way in ("wilson", "exact"):
+            row = summarize(answers, QUESTIONS, interval=way).rows[0]
+            first = row.first == OURS
+            low, high = test.proportion_ci(0.95, way)
+            low, high = (low, high) if first else (1 - high, 1 - low)
+            assert (row.low, row.high) == pytest.approx((low, high), abs=1e-9)
+            assert row.p == pytest.approx(test.pvalue)
+
+
+def test_several_answers_of_one_pair_are_worth_as_much_as_they_differ():
+    assert effective([(1, 0), (0, 1), (1, 0)]) == 3
+    assert effective([(4, 0), (0, 4), (4, 0)]) == 3  # as if one had answered
+    assert effective([(4, 0), (4, 0), (4, 0)]) == 3  # nothing tells
+    assert effective([(3, 2)]) == 1
+    assert effective([(5, 0), (1, 0)]) == pytest.approx(36 / 26)  # the first is nearly all
+    assert effective([(2, 2), (3, 1), (2, 2), (1, 3)]) == 16  # pairs hardly differ
+    # by hand: p = 2/3, the pairs off by 4/3, 1/3 and -5/3: 2/9 * 144 * 2 / (3 * 14/3)
+    assert effective([(4, 0), (3, 1), (1, 3)]) == pytest.approx(64 / 14)
+    thrice = [given(r, i, OURS if i < 8 else THEIRS) for r in "abc" for i in range(10)]
+    alone = summarize([a for a in thrice if a.rater == "a"], QUESTIONS).rows[0]
+    for way in ("wilson", "exact"):
+        row = summarize(thrice, QUESTIONS, interval=way).rows[0]
+        once = summarize([a for a in thrice if a.rater == "a"], QUESTIONS, interval=way).rows[0]
+        assert (row.low, row.high) == pytest.approx((once.low, once.high))
+    assert row.p == alone.p and row.answers == 30
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says():
+    """Raters who mostly agree, of pairs that differ; as if all were independent, 0.68 would."""
+    rng, held, sure = np.random.default_rng(0), 0, 0
+    for _ in range(200):
+        answers = [
+            given(str(r), i, OURS if rng.random() < liked else THEIRS)
+            for i, liked in enumerate(rng.choice([0.1, 0.9], size=12)) for r in range(6)
+        ]  # fmt: skip
+        row = summarize(answers, QUESTIONS).rows[0]
+        held += row.low <= 0.5 <= row.high
+        sure += row.p < 0.05
+    assert held >= 0.9 * 200 and sure <= 0.08 * 200
+
+
 def test_repeats_tell_of_raters_alone():
     answers = [given("Ana", i, OURS) for i in range(4)]
     answers += [given("Ana", 0, OURS, repeat=True), given("Ana", 1, THEIRS, repeat=True)]
@@ -367,8 +413,11 @@ def test_the_table_says_it_all(file):
     text, page = repr(result), result._repr_html_()
     head, row = text.splitlines()[:2]
     assert head.split()[:3] == ["first", "second", "preferred"]
-    assert row.startswith(f"{OURS}  {THEIRS}") and "100 [68, 100]" in row and "1.00" in row
-    assert "95% interval (Wilson over answers)" in text and "median 3.0 s" in text
+    assert row.startswith(f"{OURS}  {THEIRS}") and "100 [51, 100]" in row and "1.00" in row
+    assert (
+        "Wilson over answers, several of one pair not independent" in text
+        and "median 3.0 s" in text
+    )
     assert "<Bo>" not in page and "&lt;Bo&gt;" in page
     assert result.tidy()[0]["share"] == 1
 

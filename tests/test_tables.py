@@ -39,6 +39,7 @@ def small():
 
 def test_edits_and_reconstructions_are_measured(small):
     assert list(small.columns) == COLUMNS and not small.error.any()
+    assert (small.measured_with != "").all()
     counts = small.groupby("method").metric.unique()
     assert set(counts["PnP, TokenFlow"]) == set(tables.MEASURED)
     assert set(counts["DDIM inversion"]) == {"psnr"}

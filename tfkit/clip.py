@@ -4,6 +4,7 @@ Memory: the CLIP and one batch of pictures at its own small size.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from tfkit.checks import check_frames
 from tfkit.libraries import explained, quietly
 from tfkit.loading import MENAGERIE
+from tfkit.records import key_of
 from tfkit.video import Clip
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # what every CLIP's pictures are normalised by
@@ -33,6 +35,14 @@ class CLIP:
     tokenizer: CLIPTokenizer
     name: str
     cut: bool = True
+
+    def fingerprint(self) -> str:
+        """A digest of its weights and of how it takes pictures."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return key_of([self.model, self.cut])
 
     @torch.no_grad()
     def embed_frames(self, frames: Tensor | Clip, *, batch: int = 32) -> Float[Tensor, "f d"]:

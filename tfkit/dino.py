@@ -6,6 +6,7 @@ read from a folder. Memory: the model and one batch at 224 pixels or a little mo
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel, ViTModel
 from tfkit import hooks
 from tfkit.checks import check_frames
 from tfkit.libraries import explained, quietly
+from tfkit.records import key_of
 from tfkit.video import Clip
 
 SPLICE = "facebook/dino-vitb8"  # what Splice and PIE-Bench measure with
@@ -32,6 +34,14 @@ class DINO:
     model: PreTrainedModel
     name: str
     side: int = 224  # the shorter one, as Splice has it
+
+    def fingerprint(self) -> str:
+        """A digest of its weights and of the size it sees pictures at."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return key_of([self.model, self.side])
 
     @torch.no_grad()
     def __call__(self, frames: Tensor | Clip, *, batch: int = 8) -> Float[Tensor, "f n d"]:

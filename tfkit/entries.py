@@ -6,6 +6,7 @@ Everything is checked here, before anything is computed. Raises ValueError for w
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from tfkit.editing import edit
@@ -13,6 +14,7 @@ from tfkit.menagerie.tasks import Change, Task
 from tfkit.methods import Method
 from tfkit.protocols import Propagation
 from tfkit.scores import METRICS
+from tfkit.settings import is_whole
 from tfkit.video import Clip
 
 _EDIT = set(inspect.signature(edit).parameters) - {"model", "source", "prompt", "progress"}
@@ -73,6 +75,21 @@ def metric_names(
             "other and from tfkit's own"
         )
     return tuple(name for name in METRICS if name in names), own
+
+
+def check_readers(tokens: object, structure: object, tracks: object) -> None:
+    """What reads tokens, structure and tracks: functions of frames, or what names one."""
+    pair = tokens if isinstance(tokens, tuple | list) and len(tokens) == 2 else (None, None)
+    layer = isinstance(pair[0], str) and is_whole(pair[1])
+    folder = isinstance(structure, str | Path) and str(structure) != ""
+    for what, given, named, expected in (
+        ("tokens", tokens, layer, "(layer, timestep) or a function (frames) -> tokens (f, n, d)"),
+        ("structure", structure, folder, "a DINO's name or folder, or a function as tokens has"),
+        ("tracks", tracks, False, "a function (frames) -> tracks (f, m, 2)"),
+    ):
+        called = callable(given) and not isinstance(given, type)
+        if given is not None and not called and not named:
+            raise ValueError(f"{what}={given!r}: expected {expected}")
 
 
 def named_clips(clips: Iterable | Task) -> list[tuple[str, Task | Clip, tuple[Change, ...]]]:

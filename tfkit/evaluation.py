@@ -18,7 +18,15 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from tfkit.diffusion import LatentDiffusion
-from tfkit.entries import INVERSION, check_names, method_settings, metric_names, named, named_clips
+from tfkit.entries import (
+    INVERSION,
+    check_names,
+    check_readers,
+    method_settings,
+    metric_names,
+    named,
+    named_clips,
+)
 from tfkit.intervals import Interval, bootstrap
 from tfkit.jobs import Job, Meter, Portable, run
 from tfkit.loading import MENAGERIE
@@ -47,6 +55,8 @@ def evaluate(
     judge: str | Path = MENAGERIE,
     flow: Literal["exact", "dis", "raft"] | None = None,
     tokens: tuple[str, int] | Callable | None = None,
+    structure: str | Path | Callable | None = None,
+    tracks: Callable | None = None,
     inversion: Mapping[str, Any] | None = None,
     errors: Literal["warn", "raise"] = "warn",
     n_jobs: int | None = None,
@@ -72,9 +82,11 @@ def evaluate(
     metrics: names of tfkit.scores.METRICS (None: all that can be taken) and functions (frames,
     source, prompt) of your own that return a number or a Score. model: a model, what
     :func:`tfkit.load` takes, or a function that loads one; read once in each process. judge: the
-    CLIP, by name. flow, tokens: as :func:`tfkit.scoring.score` has them, the tokens' reader as
-    (layer, timestep), by default of the decoder's middle layer at 261. inversion: more settings of
-    :func:`tfkit.invert`; its prompt is the clip's caption.
+    CLIP, by name. flow, tokens, structure, tracks: as :func:`tfkit.scoring.score` has them; the
+    tokens' reader also as (layer, timestep), by default of the decoder's middle layer at 261, the
+    structure's as a name or folder for :func:`tfkit.dino.load_dino`, tracks a function (frames) ->
+    (f, m, 2). What is named is read once in each process; what is not travels there whole.
+    inversion: more settings of :func:`tfkit.invert`; its prompt is the clip's caption.
 
     folder: keeps each edit's numbers as they come. Called again, only what is missing there is
     computed: what was killed, what failed, and whatever is asked for with other settings, other
@@ -99,6 +111,7 @@ def evaluate(
     check_choice("flow", flow, (None, *FLOWS))
     check_choice("errors", errors, ("warn", "raise"))
     check_whole("steps", steps)
+    check_readers(tokens, structure, tracks)
     inversion = dict(inversion or {})
     check_names("inversion", inversion, INVERSION)
     clips = named_clips(clips)
@@ -111,7 +124,7 @@ def evaluate(
             delayed(run)(
                 Job(
                     i, clip, changes, methods, names, own, portable, str(judge), flow, tokens,
-                    steps, inversion, place, errors == "raise", meter,
+                    structure, tracks, steps, inversion, place, errors == "raise", meter,
                 )  # one argument, and no large one: what Dask scatters dies with its worker
             )
             for i, (_, clip, changes) in enumerate(clips)

@@ -84,9 +84,10 @@ def background_ssim(
 ) -> float:
     """Mean structural similarity of the windows that lie wholly outside the mask, a float.
 
-    Windows that touch the foreground are left out: in them the edit itself would count. The mean
-    goes over the windows of all frames. ValueError for shapes that do not fit, and where no window
-    of 11 x 11 is background alone.
+    Windows, of 11 x 11 pixels weighted by a Gaussian, as :func:`ssim_map` (Wang et al., IEEE TIP
+    2004); those that touch the foreground are left out: in them the edit itself would count. The
+    mean goes over the windows of all frames. ValueError for shapes that do not fit, and where no
+    window is background alone.
     """
     edit, source = check_pair("edit", edit, "source", source)
     _check_window(edit)

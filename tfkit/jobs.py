@@ -1,6 +1,7 @@
 """One clip's share of an evaluation, wherever it runs: invert once, edit, measure, keep.
 
-Memory: one model in each process (the last one used stays), the clip with its trajectory, one edit.
+Memory: one model in each process (the last one used stays), the clip with its trajectory and what
+measuring reads of it, one edit.
 """
 
 import functools
@@ -21,13 +22,14 @@ from tfkit import hooks
 from tfkit.checks import check_frames
 from tfkit.clip import CLIP, load_clip
 from tfkit.diffusion import LatentDiffusion
+from tfkit.dino import load_dino
 from tfkit.editing import edit
 from tfkit.inversion import invert
 from tfkit.loading import MENAGERIE, load
 from tfkit.menagerie.tasks import Change, Task
 from tfkit.records import describe, key_of, read_record, write_record
 from tfkit.scores import Score
-from tfkit.scoring import Flow, TokenReader, score
+from tfkit.scoring import Flow, Reader, Scorer, TokenReader, name_of
 from tfkit.trajectory import Trajectory
 from tfkit.video import Clip
 
@@ -113,7 +115,9 @@ class Job:
     model: Portable
     judge: str
     flow: Flow | None
-    tokens: tuple[str, int] | Callable | None
+    tokens: tuple[str, int] | Reader | None
+    structure: str | Path | Reader | None
+    tracks: Reader | None
     steps: int
     inversion: Mapping[str, Any]
     folder: Path | None
@@ -131,9 +135,11 @@ def run(job: Job) -> tuple[int, list[dict]]:
 
     A result has scores {metric: value, measured_with}, the edit's seconds, and an error or "".
     """
-    model, (judge, weights) = job.model.model(), _once("judge", _judge, job.judge)
+    model, judge, structure = job.model.model(), _once("judge", load_clip, job.judge), job.structure
+    if isinstance(structure, str | Path):
+        structure = _once("structure", load_dino, str(structure))
     with _TURN:
-        bench = Bench(job, model, judge, weights)
+        bench = Bench(job, model, judge, structure)
         found = []
         for change, how in itertools.product(job.changes, job.methods.values()):
             found.append(bench.result(change.prompt, how))
@@ -160,10 +166,11 @@ def _kept(make: Callable[["Bench"], T]) -> Callable[["Bench"], T]:
 
 
 class Bench:
-    """A job at work: its clip and trajectory, made when they are first needed."""
+    """A job at work: its clip, trajectory and scorer, made when they are first needed."""
 
-    def __init__(self, job: Job, model: LatentDiffusion, judge: CLIP, weights: str):
-        self.job, self.model, self.judge, self.weights = job, model, judge, weights
+    def __init__(self, job: Job, model: LatentDiffusion, judge: CLIP, structure: Reader | None):
+        self.job, self.model, self.judge, self.structure = job, model, judge, structure
+        self.tokens = self._tokens() if job.level > 1 else None
         self.made: dict[Callable, tuple] = {}
 
     def result(self, prompt: str, how: Mapping | Callable) -> dict:
@@ -205,13 +212,14 @@ class Bench:
         frames = check_frames(getattr(made, "frames", made)).to(clip.frames.device)
         if len(frames) != len(clip):
             raise ValueError(f"{len(frames)} frames came back; expected {len(clip)}, the clip's")
-        scores, level = dict(old["scores"]), max(job.level, old["level"])
-        if level > 0:
-            tokens = self._tokens() if level > 1 else None
-            found = score(frames, clip, prompt, clip=self.judge, flow=job.flow, tokens=tokens)
+        scores = dict(old["scores"])
+        if job.level > max(0, old["level"]):
+            found = self._scorer()(frames, prompt)
             scores |= {name: _plain(value) for name, value in found.items()}
         for name, metric in job.own.items():
-            scores[name] = _plain(metric(frames, clip, prompt))
+            called = getattr(metric, "__qualname__", type(metric).__qualname__)
+            scores[name] = _plain(metric(frames, clip, prompt), f"function: {called}")
+        level = max(job.level, old["level"])
         return {"seconds": seconds, "level": level, "own": own, "scores": scores}
 
     @_kept
@@ -222,7 +230,8 @@ class Bench:
         job, model = self.job, self.model
         return {
             "tfkit": __version__, "model": [model.name, model.fingerprint(), str(model.dtype)],
-            "judge": [job.judge, self.weights], "flow": job.flow, "tokens": job.tokens,
+            "judge": [job.judge, self.judge], "flow": job.flow,
+            "readers": [[name_of(x), x] for x in (job.tokens, self.structure, job.tracks)],
             "steps": job.steps, "inversion": _that_matter(job.inversion),
             "clip": [self._clip().caption, key_of(self._clip())],
         }  # fmt: skip
@@ -239,7 +248,15 @@ class Bench:
             self.model, clip, clip.caption, steps=job.steps, progress=False, **job.inversion
         )
 
-    def _tokens(self) -> Callable[[Tensor], Tensor]:
+    @_kept
+    def _scorer(self) -> Scorer:
+        job = self.job
+        scorer = functools.partial(Scorer, self._clip(), clip=self.judge, flow=job.flow)
+        if job.level < 2:
+            return scorer()
+        return scorer(tokens=self.tokens, structure=self.structure, tracks=job.tracks)
+
+    def _tokens(self) -> Reader:
         """Reads frames' tokens as asked, by default in the middle of the decoder."""
         given = self.job.tokens
         if callable(given):
@@ -257,8 +274,8 @@ def _that_matter(settings: Mapping | Callable) -> Mapping | Callable:
     return {name: value for name, value in settings.items() if name not in ("batch", "prepare")}
 
 
-def _plain(value: Score | float | int | Tensor) -> dict:
-    how = value.measured_with if isinstance(value, Score) else ""
+def _plain(value: Score | float | int | Tensor, how: str = "") -> dict:
+    how = value.measured_with if isinstance(value, Score) else how
     return {"value": float(value), "measured_with": how}
 
 
@@ -270,11 +287,6 @@ def _once(kind: str, read: Callable[..., T], *given: Any) -> T:
             _LOADED.pop(kind, None)  # before the next needs its place
             _LOADED[kind] = key, read(*given)
         return _LOADED[kind][1]
-
-
-def _judge(name: str) -> tuple[CLIP, str]:
-    judge = load_clip(name)
-    return judge, key_of(judge.model)
 
 
 def _load_as(name: str, dtype: torch.dtype) -> LatentDiffusion:

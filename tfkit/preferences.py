@@ -5,7 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from statistics import median
+from math import sqrt
+from statistics import NormalDist, median
 
 from tfkit.choices import Answer, Question
 from tfkit.intervals import bootstrap
@@ -18,9 +19,10 @@ INTERVALS = ("exact", "wilson", "bootstrap")
 class Preference:
     """How often the first method was preferred to the second: wins of answers, and its interval.
 
-    p: of as uneven a split if both were liked alike (two-sided, exact). agreement: how often two
-    raters of one pair chose alike (0.5 is chance). kappa: the same beyond chance (`fleiss`). None
-    where no pair has two raters, or where kappa is undefined.
+    p: of as uneven a split if each pair's answers, all together, were as likely the other way round
+    (two-sided, exact; the sign test where each pair has one). agreement: how often two raters of
+    one pair chose alike (0.5 is chance). kappa: the same beyond chance (`fleiss`). None where no
+    pair has two raters, or where kappa is undefined.
     """
 
     first: str
@@ -64,9 +66,11 @@ class Preferences:
 
     def notes(self) -> list[str]:
         """Under the table: the question, what the columns are, and the raters one by one."""
+        several = any(row.answers > row.pairs for row in self.rows)
+        answers = "answers, several of one pair not independent" if several else "answers"
         way = {
-            "exact": "Clopper-Pearson over answers",
-            "wilson": "Wilson over answers",
+            "exact": f"Clopper-Pearson over {answers}",
+            "wilson": f"Wilson over {answers}",
             "bootstrap": "bootstrap over pairs",
         }[self.interval]
         told = [
@@ -127,9 +131,11 @@ def summarize(
 ) -> Preferences:
     """Shares, intervals and agreement of every two methods; repeats only tell of the raters.
 
-    interval: "wilson" or "exact" (Clopper-Pearson) take every answer for itself; "bootstrap" draws
-    pairs with replacement and gives their mean share: wider, and right where several raters saw the
-    same pairs. Raises ValueError where there are no answers, or for settings out of range.
+    interval: "wilson" or "exact" (Clopper-Pearson), of as many answers as those there are worth:
+    several of one pair are not independent (:func:`effective`). "bootstrap" draws pairs with
+    replacement and gives their mean share; of few pairs that agree it is too narrow. All take pairs
+    for independent, and speak of raters like these.
+    Raises ValueError where there are no answers, or for settings out of range.
     """
     check_choice("interval", interval, INTERVALS)
     if not 0 < level < 1:
@@ -167,28 +173,74 @@ def fleiss(choices: Iterable[tuple[int, int]]) -> tuple[float | None, float | No
     return alike, 1 - apart / ((total - len(items)) * p * (1 - p))
 
 
+def effective(votes: Sequence[tuple[int, int]]) -> float:
+    """How many independent answers the (ayes, noes) of each pair are worth; all, if one a pair.
+
+    By how much the pairs differ, beyond what as many independent answers would (Rao and Scott,
+    Biometrics 48, 1992); no more than there are, and no fewer than if each pair's were one.
+    """
+    sizes = [ayes + noes for ayes, noes in votes]
+    k, n = len(votes), sum(sizes)
+    least = n**2 / sum(size**2 for size in sizes)
+    p = sum(ayes for ayes, _ in votes) / n
+    apart = sum((ayes - p * (ayes + noes)) ** 2 for ayes, noes in votes)
+    if k == 1 or not apart:
+        return least
+    return min(max(p * (1 - p) * n**2 * (k - 1) / (k * apart), least), float(n))
+
+
+def _wilson(share: float, n: float, level: float) -> tuple[float, float]:
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    middle = share + z2 / (2 * n)
+    reach = sqrt(z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2)
+    low, high = ((middle + way * reach) / (1 + z2 / n) for way in (-1, 1))
+    return max(0.0, low), min(1.0, high)
+
+
+def _exact(share: float, n: float, level: float) -> tuple[float, float]:
+    """Clopper-Pearson's, also of an n that is not whole (Korn and Graubard, 1998)."""
+    try:
+        from scipy.stats import beta  # scipy comes with scikit-learn
+    except ImportError as error:
+        raise ImportError("exact intervals need scipy: pip install scikit-learn") from error
+    wins, tail = share * n, (1 - level) / 2
+    low = beta.ppf(tail, wins, n - wins + 1) if share > 0 else 0
+    high = beta.ppf(1 - tail, wins + 1, n - wins) if share < 1 else 1
+    return float(low), float(high)
+
+
+def _p(votes: Iterable[tuple[int, int]]) -> float:
+    """The share of all ways to turn pairs round that are as uneven as what was answered."""
+    ways, lead = Counter({0: 1}), 0
+    for ayes, noes in votes:
+        lead += ayes - noes
+        turned: Counter = Counter()
+        for margin, count in ways.items():
+            turned[margin + ayes - noes] += count
+            turned[margin - ayes + noes] += count
+        ways = turned
+    return sum(n for margin, n in ways.items() if abs(margin) >= abs(lead)) / ways.total()
+
+
 def _row(
     first: str, second: str, group: list[Answer], level: float, interval: str, seed: int
 ) -> Preference:
-    try:
-        from scipy.stats import binomtest  # scipy comes with scikit-learn
-    except ImportError as error:
-        raise ImportError("intervals of shares need scipy: pip install scikit-learn") from error
-    votes: dict[int, Counter] = defaultdict(Counter)
+    by_pair: dict[int, Counter] = defaultdict(Counter)
     for answer in group:
-        votes[answer.question][answer.preferred] += 1
-    wins, n = sum(answer.preferred == first for answer in group), len(group)
-    test = binomtest(wins, n)
-    share, shares = wins / n, [v[first] / v.total() for v in votes.values()]
+        by_pair[answer.question][answer.preferred] += 1
+    votes = [(v[first], v[second]) for v in by_pair.values()]
+    wins, n = sum(ayes for ayes, _ in votes), len(group)
+    share, shares = wins / n, [ayes / (ayes + noes) for ayes, noes in votes]
     if interval != "bootstrap":
-        low, high = test.proportion_ci(level, interval)
+        way = _wilson if interval == "wilson" else _exact
+        low, high = way(share, effective(votes), level)
     elif len(shares) > 1:
         share, low, high = bootstrap(shares, level=level, seed=seed)
     else:
         raise ValueError(f"one pair of {first!r} and {second!r}: a bootstrap needs two or more")
-    agreement, kappa = fleiss((v[first], v[second]) for v in votes.values())
+    agreement, kappa = fleiss(votes)
     return Preference(
-        first, second, wins, n, share, float(low), float(high), float(test.pvalue), len(votes),
+        first, second, wins, n, share, low, high, _p(votes), len(votes),
         len({answer.rater for answer in group}), agreement, kappa,
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ correlations, (h w / 64)^2 values.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -58,6 +59,12 @@ def load_raft(
     return model.to(device).eval().requires_grad_(False)
 
 
+@lru_cache(maxsize=1)
+def shared_raft(device: torch.device | str = "cpu") -> torch.nn.Module:
+    """The large one with torchvision's weights, read once in each process."""
+    return load_raft(device=device)
+
+
 @torch.no_grad()
 def estimate_flow(
     frames: Clip | Tensor, model: Callable[[Tensor, Tensor], list[Tensor]] | None = None
@@ -65,13 +72,14 @@ def estimate_flow(
     """Optical flow from each frame to the next by RAFT, and where it can be trusted.
 
     As tfkit.metrics.estimate_flow: (flow, visible) in pixels (x, y), seen where forward and
-    backward agree. model: from :func:`load_raft`, by default the large one. Frames are repeated
-    at their border to multiples of 8, 128 at least. Raises ValueError for fewer than two frames.
+    backward agree. model: from :func:`load_raft`, by default :func:`shared_raft`. Frames are
+    repeated at their border to multiples of 8, 128 at least. Raises ValueError for fewer than two
+    frames.
     """
     frames = as_frames(frames)
     if len(frames) < 2:
         raise ValueError(f"frames has shape {tuple(frames.shape)}; flow needs two frames at least")
-    model = load_raft(device=frames.device) if model is None else model
+    model = shared_raft(frames.device) if model is None else model
     h, w = frames.shape[-2:]
     right, below = (max(_LEAST, -(-side // 8) * 8) - side for side in (w, h))
 

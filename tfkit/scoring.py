@@ -1,33 +1,42 @@
 """One edit against its source by every metric that can be taken: one row of a table.
 
-Memory: both clips, their tokens where these are asked for, and the CLIP with one batch.
+Memory: both clips, their tokens where these are asked for, and the CLIP with one batch. A Scorer
+holds what it read of its source, at the source's own size and at that of the last edit.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property, lru_cache, wraps
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tfkit import clip as clips
-from tfkit import fidelity, raft
+from tfkit import fidelity, hooks, raft
 from tfkit.clip import CLIP, load_clip
 from tfkit.diffusion import LatentDiffusion
 from tfkit.editing import Edit
 from tfkit.loading import MENAGERIE
-from tfkit.matches import matches_by_field, matches_by_flow, token_consistency
+from tfkit.matches import Matches, matches_by_field, matches_by_flow, token_consistency
 from tfkit.metrics import estimate_flow, resize_flow, warp_error
+from tfkit.records import key_of
 from tfkit.scores import Score
-from tfkit.tokens import Kind, extract_tokens, noised
+from tfkit.tokens import Kind, check_timestep, extract_tokens, modules_of, noised
 from tfkit.tracks import grid_of, token_centers, track_points
 from tfkit.video import Clip, as_frames, resize, size_of
 
+T = TypeVar("T")
+
 FLOWS = ("exact", "dis", "raft")
 Flow = Literal["exact", "dis", "raft"]
+Reader = Callable[[Tensor], Tensor]
+At = tuple[tuple[int, int], torch.device]  # the size and the device of an edit
 STILL = 0.5  # pixels a step: what tracks by tokens wander where nothing moves
+_ESTIMATED = {"occlusion": "forward-backward check"}  # see tfkit.metrics.trusted
+_WINDOW = f"{fidelity.WINDOW} x {fidelity.WINDOW} Gaussian"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +44,7 @@ class TokenReader:
     """Reads any frames' tokens with one layer of one model at one timestep, noise put on.
 
     Called with frames (f, 3, h, w) it returns (f, n, d); the same noise for source and edit.
+    Raises ValueError for a layer or timestep that is not there and for several layers.
     """
 
     model: LatentDiffusion
@@ -43,21 +53,36 @@ class TokenReader:
     kind: Kind = "output"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        found = hooks.match(self.model.unet, self.layer, modules_of(self.kind))
+        if len(found) != 1:
+            fits = ", ".join(found)
+            raise ValueError(f"layer={self.layer!r}: expected one layer, it fits {fits}")
+        check_timestep(self.timestep, self.model.scheduler.alphas_cumprod)
+
     @property
     def name(self) -> str:
         """Model, layer, kind and timestep: what its tokens must share to be compared."""
         kind = "" if self.kind == "output" else f" {self.kind}"
-        return f"{self.model.name} {self.layer}{kind} at t = {self.timestep}"
+        noise = f", noise {self.seed}" if self.seed else ""
+        return f"{name_of(self.model)} {self.layer}{kind} at t = {self.timestep}{noise}"
 
     def __call__(self, frames: Tensor | Clip) -> Tensor:
         source = noised(self.model, frames, seed=self.seed)
         found = extract_tokens(
             self.model, source, timestep=self.timestep, layers=self.layer, kind=self.kind
         )
-        if len(found) != 1:
-            fits = ", ".join(found)
-            raise ValueError(f"layer={self.layer!r}: expected one layer, it fits {fits}")
         return next(iter(found.values()))
+
+
+def name_of(reader: object) -> str:
+    """What results call a model, a CLIP or a reader: its name, and of which weights.
+
+    The menagerie's are tfkit's own and have a name alone.
+    """
+    own = getattr(reader, "name", None) or getattr(reader, "__name__", None)
+    name, weights = str(own or type(reader).__name__), getattr(reader, "fingerprint", None)
+    return f"{name} {weights()[:8]}" if callable(weights) and name != MENAGERIE else name
 
 
 def score(
@@ -69,9 +94,9 @@ def score(
     clip: CLIP | str | Path = MENAGERIE,
     flow: Flow | tuple[Tensor, Tensor] | None = None,
     mask: Tensor | None = None,
-    tokens: Callable[[Tensor], Tensor] | None = None,
-    structure: Callable[[Tensor], Tensor] | None = None,
-    tracks: tuple[Tensor, Tensor] | None = None,
+    tokens: Reader | None = None,
+    structure: Reader | None = None,
+    tracks: Reader | tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Score]:
     """Every metric of an edit that can be taken, each with what it was measured with.
 
@@ -82,72 +107,188 @@ def score(
     foreground (f, h, w), the source's own by default; without one, or where it covers all, there is
     no background. tokens: reads frames' tokens (:class:`TokenReader`), for token consistency,
     structure and motion. structure: another reader for the structure distance, such as
-    tfkit.dino's. tracks: (edit's, source's), (f, m, 2) each, by default followed by the tokens.
-    `ScoreTable({name: score(...), ...})` prints many. Raises ValueError where edit and source do
-    not fit, and for a flow that is not there.
+    tfkit.dino's. tracks: (edit's, source's), (f, m, 2) each, or what makes them of frames, by
+    default followed by the tokens.
+    `ScoreTable({name: score(...), ...})` prints many; :class:`Scorer` measures several edits of one
+    source. Raises ValueError where edit and source do not fit, and for a flow that is not there.
     """
-    edit = as_frames(getattr(edit, "frames", edit), "edit")
-    given = as_frames(source, "source").to(edit.device)
-    if len(given) != len(edit) or len(edit) < 2:
-        raise ValueError(
-            f"edit has {len(edit)} frames, source {len(given)}; expected as many, two at least"
-        )
-    size = size_of(edit)
-    frames = given if size_of(given) == size else resize(given, size)
-    known = source if isinstance(source, Clip) else None
-    out: list[Score] = []
+    scorer = Scorer(
+        source, source_prompt, clip=clip, flow=flow, mask=mask, tokens=tokens,
+        structure=structure, tracks=tracks,
+    )  # fmt: skip
+    return scorer(edit, prompt)
 
-    def add(name: str, value: float | int, **settings: str | float | int) -> None:
-        settings = {key.replace("_", " "): value for key, value in settings.items()}
-        out.append(Score(name, value, settings))
 
-    way, visible, how = _flow(known, given, flow)
-    if size_of(way) != size:
-        way, visible = resize_flow(way, visible, size)
-    way, visible = way.to(edit.device), visible.to(edit.device)
-    add("warp_error", warp_error(edit, way, visible), flow=how)
+def _once(make: Callable[..., T]) -> Callable[..., T]:
+    """A part of the source as edits of one size need it: made when first needed, and kept."""
 
-    judge = clip if isinstance(clip, CLIP) else _load(str(clip))
-    images, target = judge.embed(edit, prompt)
-    add("frame_consistency", clips.consistency(images, "consecutive"), CLIP=judge.name)
-    add("frame_consistency_all", clips.consistency(images, "all"), CLIP=judge.name)
-    add("text_alignment", clips.alignment(images, target), CLIP=judge.name)
-    if source_prompt is None:
-        source_prompt = known.caption if known is not None else ""
-    if source_prompt and source_prompt != prompt:
-        before, words = judge.embed(frames, source_prompt)
-        if clips.told_apart(target, words):
-            add("directional", clips.direction(images, before, target, words), CLIP=judge.name)
-            add("success", clips.accuracy(images, target, words), CLIP=judge.name)
+    @wraps(make)
+    def once(self: "Scorer", at: At, *of: str) -> T:
+        key = make, at, of
+        if key not in self._made:
+            self._made[key] = make(self, at, *of)
+        return self._made[key]
 
-    pair = None if tokens is None else (tokens(edit), tokens(frames))
-    shapes = pair if structure is None else (structure(edit), structure(frames))
-    if shapes is not None:
-        value = fidelity.structure_distance(*shapes)
-        add("structure_distance", value, tokens=_name(structure or tokens))
-    if pair is not None:
-        if how == "exact":
-            matches = matches_by_flow(way, visible, grid_of(pair[1], size), how="exact flow")
-        else:
-            matches = matches_by_field(pair[1])
-        value = token_consistency(pair[0], matches, centered=True)
-        add("token_consistency", value, tokens=f"{_name(tokens)}, centred", matches=matches.how)
-    if tracks is not None:
-        add("motion_fidelity", fidelity.motion_fidelity(*tracks), tracks="given", still=0)
-    elif pair is not None:
-        moved, moving = (_tracks(one, size) for one in pair)
-        value = fidelity.motion_fidelity(moved, moving, still=STILL)
-        add("motion_fidelity", value, tracks=_name(tokens), still=STILL)
+    return once
 
-    mask = known.mask if mask is None and known is not None else mask
-    if mask is not None:
-        whose = "the source's" if known is not None and mask is known.mask else "given"
-        mask = _resized(mask, size)
-        if fidelity.has_background(mask):
-            add("background_psnr", fidelity.background_psnr(edit, frames, mask), mask=whose)
-        if fidelity.has_background(mask, fidelity.WINDOW):
-            add("background_ssim", fidelity.background_ssim(edit, frames, mask), mask=whose)
-    return {score.name: score for score in out}
+
+@dataclass(eq=False)
+class Scorer:
+    """Measures edits of one source, which is read once: `Scorer(source)(edit, prompt)`.
+
+    All is as :func:`score` has it; a pair of tracks is of one edit alone.
+    """
+
+    source: Clip | Tensor
+    source_prompt: str | None = None
+    _: KW_ONLY
+    clip: CLIP | str | Path = MENAGERIE
+    flow: Flow | tuple[Tensor, Tensor] | None = None
+    mask: Tensor | None = None
+    tokens: Reader | None = None
+    structure: Reader | None = None
+    tracks: Reader | tuple[Tensor, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        known = self.source
+        self._known = known if isinstance(known, Clip) else Clip(as_frames(known, "source"))
+        self._judge = self.clip if isinstance(self.clip, CLIP) else _load(str(self.clip))
+        given = self.source_prompt
+        self._caption = self._known.caption if given is None else given
+        self._mask = self._known.mask if self.mask is None else self.mask
+        self._made: dict[tuple[Callable, At, tuple[str, ...]], Any] = {}
+        exact = self._known.flow is not None and self._known.visible is not None
+        self._flow = self.flow or ("exact" if exact else "dis")
+        if not isinstance(self._flow, tuple) and self._flow not in FLOWS:
+            raise ValueError(
+                f"flow={self._flow!r}; expected (flow, visible) or one of {', '.join(FLOWS)}"
+            )
+        if self._flow == "exact" and not exact:
+            raise ValueError("flow='exact', but the source knows no flow; expected 'dis' or 'raft'")
+
+    def __call__(self, edit: Clip | Tensor | Edit, prompt: str) -> dict[str, Score]:
+        """The scores of one edit."""
+        edit, known = as_frames(getattr(edit, "frames", edit), "edit"), self._known
+        if len(known) != len(edit) or len(edit) < 2:
+            raise ValueError(
+                f"edit has {len(edit)} frames, source {len(known)}; expected as many, two at least"
+            )
+        at = size_of(edit), edit.device
+        sizes = at[0], size_of(known.frames)  # of a third size nothing stays
+        self._made = {key: part for key, part in self._made.items() if key[1][0] in sizes}
+        out: list[Score] = []
+
+        def add(name: str, value: float | int, **settings: str | float | int) -> None:
+            out.append(Score(name, value, settings))
+
+        flow, visible, how = self._flow_at(at)
+        add("warp_error", warp_error(edit, flow, visible), **how)
+
+        judge, by = self._judge, name_of(self._judge)
+        images, target = judge.embed(edit, prompt)
+        add("frame_consistency", clips.consistency(images, "consecutive"), CLIP=by)
+        add("frame_consistency_all", clips.consistency(images, "all"), CLIP=by)
+        add("text_alignment", clips.alignment(images, target), CLIP=by)
+        if self._caption and self._caption != prompt and clips.told_apart(target, self._words):
+            value = clips.direction(images, self._images(at), target, self._words)
+            add("directional", value, CLIP=by)
+            add("success", clips.accuracy(images, target, self._words), CLIP=by)
+
+        read = None if self.tokens is None else self.tokens(edit)
+        by = "" if self.tokens is None else name_of(self.tokens)
+        if self.structure is not None:
+            value = fidelity.structure_distance(self.structure(edit), self._read(at, "structure"))
+            add("structure_distance", value, tokens=name_of(self.structure))
+        elif read is not None:
+            value = fidelity.structure_distance(read, self._read(at, "tokens"))
+            add("structure_distance", value, tokens=by)
+        if read is not None:
+            matches = self._matches(at)
+            value = token_consistency(read, matches, centered=True)
+            add("token_consistency", value, tokens=f"{by}, centred", matches=matches.how)
+        if isinstance(self.tracks, tuple):
+            add("motion_fidelity", fidelity.motion_fidelity(*self.tracks), tracks="given", still=0)
+        elif self.tracks is not None:
+            value = fidelity.motion_fidelity(self.tracks(edit), self._read(at, "tracks"))
+            add("motion_fidelity", value, tracks=name_of(self.tracks), still=0)
+        elif read is not None:
+            moved = _follow(read, at[0])
+            value = fidelity.motion_fidelity(moved, self._followed(at), still=STILL)
+            add("motion_fidelity", value, tracks=by, still=STILL)
+
+        if self._mask is not None:
+            mask, background, windows = self._mask_at(at)
+            whose = "the source's" if self._mask is known.mask else "given"
+            if background:
+                value = fidelity.background_psnr(edit, self._frames(at), mask)
+                add("background_psnr", value, mask=whose)
+            if windows:
+                value = fidelity.background_ssim(edit, self._frames(at), mask)
+                add("background_ssim", value, mask=whose, window=_WINDOW)
+        return {score.name: score for score in out}
+
+    @cached_property
+    def _words(self) -> Tensor:
+        return self._judge.embed_prompt(self._caption)
+
+    @_once
+    def _frames(self, at: At) -> Tensor:
+        frames, (size, device) = self._known.frames, at
+        frames = frames.to(device)
+        return frames if size_of(frames) == size else resize(frames, size)
+
+    @_once
+    def _flow_at(self, at: At) -> tuple[Tensor, Tensor, dict[str, str]]:
+        size, device = at
+        flow, visible, how = self._own_flow((size_of(self._known.frames), device))
+        if size_of(flow) != size:
+            flow, visible = resize_flow(flow, visible, size)
+        return flow.to(device), visible.to(device), how
+
+    @_once
+    def _own_flow(self, at: At) -> tuple[Tensor, Tensor, dict[str, str]]:
+        """(flow, visible, what it is) at the source's size, or as given."""
+        if isinstance(self._flow, tuple):
+            return *self._flow, {"flow": "given"}
+        if self._flow == "exact":
+            return self._known.truth("flow"), self._known.truth("visible"), {"flow": "exact"}
+        frames = self._frames(at)
+        if self._flow == "dis":
+            return *estimate_flow(frames), {"flow": "DIS"} | _ESTIMATED
+        model = raft.shared_raft(frames.device)
+        how = {"flow": f"RAFT large {key_of(model)[:8]}"} | _ESTIMATED
+        return *raft.estimate_flow(frames, model), how
+
+    @_once
+    def _images(self, at: At) -> Tensor:
+        return self._judge.embed_frames(self._frames(at))
+
+    @_once
+    def _read(self, at: At, reader: str) -> Tensor:
+        """What one of its readers, by the setting's name, makes of the source."""
+        return getattr(self, reader)(self._frames(at))
+
+    @_once
+    def _matches(self, at: At) -> Matches:
+        tokens = self._read(at, "tokens")
+        if self._flow != "exact":
+            return matches_by_field(tokens)
+        flow, visible, _ = self._flow_at(at)
+        return matches_by_flow(flow, visible, grid_of(tokens, at[0]), how="exact flow")
+
+    @_once
+    def _followed(self, at: At) -> Tensor:
+        return _follow(self._read(at, "tokens"), at[0])
+
+    @_once
+    def _mask_at(self, at: At) -> tuple[Tensor, bool, bool]:
+        """The mask, whether it leaves some background, and whether a whole window of SSIM."""
+        mask, size = self._mask, at[0]
+        assert mask is not None, "asked for only where there is one"
+        if mask.ndim == 3 and size_of(mask) != size:
+            # a pixel is foreground where any it is drawn from is
+            mask = F.adaptive_max_pool2d(mask[:, None].double(), size)[:, 0] > 0
+        return mask, fidelity.has_background(mask), fidelity.has_background(mask, fidelity.WINDOW)
 
 
 @lru_cache(maxsize=2)
@@ -156,40 +297,8 @@ def _load(name: str) -> CLIP:
     return load_clip(name)
 
 
-def _name(reader: object) -> str:
-    own = getattr(reader, "name", None) or getattr(reader, "__name__", None)
-    return str(own or type(reader).__name__)
-
-
-def _flow(
-    source: Clip | None, frames: Tensor, flow: Flow | tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor, str]:
-    """(flow, visible, what it is) of the source, as asked for."""
-    if isinstance(flow, tuple):
-        return *flow, "given"
-    exact = source is not None and source.flow is not None and source.visible is not None
-    if flow is None:
-        flow = "exact" if exact else "dis"
-    if flow not in FLOWS:
-        raise ValueError(f"flow={flow!r}; expected (flow, visible) or one of {', '.join(FLOWS)}")
-    if flow == "exact":
-        if source is None or not exact:
-            raise ValueError("flow='exact', but the source knows no flow; expected 'dis' or 'raft'")
-        return source.truth("flow"), source.truth("visible"), "exact"
-    if flow == "raft":
-        return *raft.estimate_flow(frames), "RAFT"
-    return *estimate_flow(frames), "DIS"
-
-
-def _tracks(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+def _follow(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     """Where every other token of the first frame, each way, is in every frame: (f, m, 2)."""
     grid = grid_of(tokens, size)
     points = token_centers(grid, size).to(tokens.device).reshape(*grid, 2)[::2, ::2].reshape(-1, 2)
     return track_points(tokens, points.to(tokens.dtype), size)[0]
-
-
-def _resized(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    if mask.ndim != 3 or size_of(mask) == size:
-        return mask
-    # a pixel is foreground where any it is drawn from is
-    return F.adaptive_max_pool2d(mask[:, None].double(), size)[:, 0] > 0

@@ -109,9 +109,9 @@ _SAME = {  # the paper's rows, and ours that correspond to them
 }  # fmt: skip
 
 
-def psnr(frames: Tensor, source: Clip, prompt: str) -> float:
+def psnr(frames: Tensor, source: Clip, prompt: str) -> Score:
     """Of edited frames against the source's, in dB."""
-    return metrics.psnr(frames, source.frames)
+    return Score("psnr", metrics.psnr(frames, source.frames), {"against": "the source's frames"})
 
 
 def tasks(clips: int = 24, frames: int = 8, prompts: int = 3) -> list[Task]:

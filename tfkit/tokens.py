@@ -52,8 +52,7 @@ class Noised:
 
         A draw is one noise for all frames, so that what differs between them is the frames.
         """
-        if not is_whole(t) or not 0 <= t < len(self.alphas):
-            raise ValueError(f"timestep {t!r}: expected 0 to {len(self.alphas) - 1}")
+        check_timestep(t, self.alphas)
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.ensemble, 1, *self.clean.shape[1:])
         noise = torch.randn(shape, generator=generator).to(self.clean)
@@ -118,7 +117,7 @@ def extract_features(
             f"source is a {type(source).__name__}; expected a Trajectory, as tfkit.invert returns, "
             "or what tfkit.tokens.noised makes of frames"
         )
-    names = hooks.match(model.unet, layers, _modules(kind))
+    names = hooks.match(model.unet, layers, modules_of(kind))
     timesteps = [t.item() if isinstance(t, Tensor) else t for t in timesteps]
     text, tokens = model.embed(source.prompt), dict[tuple[int, str], Tensor]()
     if folder is None:
@@ -155,7 +154,14 @@ def _origin(
     }  # fmt: skip
 
 
-def _modules(kind: Kind) -> str:
+def check_timestep(t: object, alphas: Tensor) -> None:
+    """Raises ValueError unless ``t`` is a timestep of a schedule."""
+    if not is_whole(t) or not 0 <= t < len(alphas):
+        raise ValueError(f"timestep {t!r}: expected 0 to {len(alphas) - 1}")
+
+
+def modules_of(kind: Kind) -> str:
+    """What hooks call the modules whose features are of this kind."""
     return {"cross": "attn2", "residual": "resnets"}.get(kind, "attn1")
 
 
