@@ -127,6 +127,8 @@ def test_running_is_stepping_without_what_lies_behind(session):
     assert torch.equal(run.predicted(), stepped.predicted())
     assert sum(x is not None for x in (*run._past.states, *run._past.noises)) <= 3
     assert run.back(1).position == 3
+    with pytest.raises(ValueError, match="the step to position 3 is forgotten"):
+        run.predicted()
     with pytest.raises(ValueError, match="position 0 is forgotten: expected 3 or more"):
         run.goto(0)
     assert run.position == 3 and stepped.goto(0).position == 0

@@ -1,7 +1,9 @@
 """The step-through session: the same edit, any way one walks through it."""
 
+import copy
+import math
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from pipelines import moving_latents
 from unchanged import unchanged
 
 import tfkit
+from tfkit import metrics
 from tfkit.keyframes import paper_neighbors
+from tfkit.views import Views
 
 STEPS, LAYER = 4, "up_blocks.2.attentions.0.transformer_blocks.0.attn1"
 
@@ -31,20 +35,25 @@ def session(model, source, **settings):
 
 
 class Counted:
-    """How many times the UNet runs."""
+    """How many times the UNet runs, and the decoder."""
 
     def __init__(self, model):
-        self.model, self.passes = model, 0
+        self.model, self.passes, self.decoded = model, 0, 0
 
     def __enter__(self):
-        self.handle = self.model.unet.register_forward_hook(self._count)
+        parts = {"passes": self.model.unet, "decoded": self.model.vae.decoder}
+        self.handles = [
+            part.register_forward_hook(lambda *_, name=name: self._count(name))
+            for name, part in parts.items()
+        ]
         return self
 
-    def _count(self, *_):
-        self.passes += 1
+    def _count(self, name):
+        setattr(self, name, getattr(self, name) + 1)
 
     def __exit__(self, *error):
-        self.handle.remove()
+        for handle in self.handles:
+            handle.remove()
 
 
 def whole(model, source, **settings):
@@ -288,3 +297,249 @@ def test_what_is_no_step_is_not_restored(model, source):
         _ = walk.noise
     with pytest.raises(ValueError, match="all 4 steps are taken"):
         walk.step(STEPS).restore(noise, noise)
+
+
+# --- looked at again ----------------------------------------------------------------------------
+
+
+def look(walk):
+    """All there is to be seen where a session stands."""
+    field = walk.fields(LAYER)
+    return walk.frames(), walk.predicted(), field.index, field.similarity
+
+
+def unseen(walk):
+    """The same session, of which nothing was looked at."""
+    other = walk.branch()
+    other.views = Views()
+    return other
+
+
+def test_looking_back_computes_nothing(model, source):
+    walk = session(model, source)
+    seen = {i: look(walk.step()) for i in range(1, STEPS + 1)}
+    twin = walk.branch()
+    with Counted(model) as count:
+        for i in (3, 1, 4, 2):
+            for each in (walk, twin):
+                assert all(map(torch.equal, look(each.goto(i)), seen[i]))
+    assert (count.passes, count.decoded) == (0, 0)
+    with Counted(model) as count:
+        look(unseen(walk))
+    assert count.passes and count.decoded == 2  # what is counted is there to be counted
+
+
+def test_what_is_seen_is_the_callers_own(model, source):
+    walk = session(model, source).step()
+    seen = look(unseen(walk))
+    for _ in range(2):  # what was computed, and what was kept
+        for x in look(walk):
+            x.zero_()
+    assert all(map(torch.equal, look(walk), seen))
+
+
+CHANGES = {
+    "prompt": lambda walk: walk.change(prompt="a blue fox").step(),
+    "redrawn": lambda walk: walk.redraw(7).step(),
+    "method": lambda walk: walk.change(method=tfkit.SDEdit(1)).step(),
+    "features": lambda walk: walk.change(
+        propagation=tfkit.TokenFlow(interval=2, variant="reference")
+    ).step(),
+    "restored": lambda walk: walk.restore(-walk.latents, walk.noise),
+    "noise": lambda walk: walk.restore(walk.branch().step().latents, -walk.noise),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_nothing_seen_is_stale(model, source, change):
+    walk = session(model, source).step(3)
+    for i in (1, 2, 3):
+        look(walk.goto(i))
+    CHANGES[change](walk.goto(1))
+    for _ in range(2):
+        assert all(map(torch.equal, look(walk), look(unseen(walk))))
+        walk.back()
+    walk.fields(LAYER)  # at the beginning they are of the step to come
+    walk.redraw(9)
+    fresh = unseen(walk).fields(LAYER)
+    assert torch.equal(walk.fields(LAYER).index, fresh.index)
+
+
+def test_latents_written_into_are_seen(model, source):
+    walk = session(model, source).step()
+    before = walk.frames()
+    walk.latents.mul_(0.5)
+    assert not torch.equal(walk.frames(), before)
+    assert torch.equal(walk.frames(), unseen(walk).frames())
+
+
+def test_branches_with_the_same_keyframes_share_fields(model, source):
+    walk = session(model, source).step(2)
+    twin = walk.branch().change(prompt="a blue fox")
+    walk.step().fields(LAYER)
+    with Counted(model) as count:
+        twin.step()
+        taken = count.passes
+        twin.fields(LAYER)
+        assert count.passes == taken
+        twin.change(method=tfkit.Plain()).fields(LAYER)  # which may read other tokens
+        assert count.passes > taken
+
+
+def test_views_go_with_the_steps_they_are_of(model, source):
+    walk = session(model, source).step()
+    for _ in range(2):
+        look(walk.step())
+    look(walk.back())
+    held, twin = walk.views.nbytes, walk.branch()
+    walk.change(prompt="a blue fox")
+    assert walk.views.nbytes == held  # the branch can go there
+    twin.change(prompt="a red fox")
+    assert walk.views.nbytes == held / 2
+    twin.forget().step(2)
+    assert twin.forget() and walk.views.nbytes == held / 2
+    walk.run(progress=False)
+    assert walk.views.nbytes == 0
+
+
+def test_views_hold_no_more_than_their_budget(model, source):
+    walk = session(model, source).step(STEPS)
+    one = walk.frames().nbytes
+    walk.views.budget = 2 * one
+    for i in (3, 4, 2):  # 3 was seen least recently, then 4
+        walk.goto(i).frames()
+        assert walk.views.nbytes <= 2 * one
+    with Counted(model) as count:
+        walk.goto(4).frames()
+        assert count.decoded == 0
+        walk.goto(3).frames()
+        assert count.decoded == 1
+        walk.goto(4).frames()
+        assert count.decoded == 1
+    assert walk.views.nbytes == 2 * one and re.match(r"Views\(\d MiB of \d\)", repr(walk.views))
+    walk.views.budget = one - 1
+    walk.fields(LAYER)
+    held = walk.views.nbytes
+    assert walk.goto(1).frames().nbytes == one and 0 < held == walk.views.nbytes < one
+
+
+def test_an_edit_and_a_stream_keep_no_view(model, source, monkeypatch):
+    kept = []
+    monkeypatch.setattr(Views, "get", lambda *a: kept.append(a))
+    whole(model, source)
+    list(session(model, source).run(progress=False).stream())
+    assert not kept
+
+
+def test_a_copy_in_another_process_begins_unseen(model, source):
+    walk = session(model, source).step()
+    walk.frames()
+    twin = copy.deepcopy(walk)
+    assert twin.views.nbytes == 0 < walk.views.nbytes
+    assert torch.equal(twin.frames(), walk.frames())
+
+
+# --- compared -----------------------------------------------------------------------------------
+
+
+def test_branches_are_compared_from_where_they_part(model, source):
+    walk = session(model, source).step(2)
+    twin = walk.branch().change(prompt="a blue fox", guidance=5).redraw(7)
+    walk.step(2), twin.step(2)
+    with Counted(model) as count:
+        found = walk.compare(twin)
+    assert count.passes == 0 and (walk.position, twin.position) == (4, 4)
+    assert found.settings.keys() == {"prompt", "guidance", "keyframes"}
+    assert found.settings["prompt"] == ("a dog", "a blue fox")
+    assert found.settings["guidance"] == (3, 5)
+    assert torch.equal(torch.stack(found.settings["keyframes"][1]), torch.stack(twin.keyframes))
+    assert (found.shared, found.position) == (2, 4)
+    assert list(found.apart) == [0, 1, 2, 3, 4] and not any(found.apart[i] for i in range(3))
+    far = (walk.latents - twin.latents).square().mean().sqrt().item()
+    assert found.apart[4] == pytest.approx(far) and found.apart[3] > 0
+    assert torch.equal(found.psnr, metrics.psnr(walk.frames(), twin.frames(), per_frame=True))
+    other = twin.compare(walk)
+    assert other.settings["prompt"] == ("a blue fox", "a dog") and other.apart == found.apart
+    before = walk.branch()
+    assert walk.back(3).change(prompt="a red fox").step(2).compare(before).shared == 1
+
+
+def test_a_comparison_reads_at_a_glance(model, source):
+    walk = session(model, source).step(2)
+    twin = walk.branch().change(prompt="a blue fox", keyframes=[0, 3])
+    found = walk.step(2).compare(twin.step(2))
+    rows = walk.keyframes
+    many = sum(row.tolist() != [0, 3] for row in rows[2:])
+    first = next(row.tolist() for row in rows[2:] if row.tolist() != [0, 3])
+    worst, best = found.psnr.argmin().item(), found.psnr.argmax().item()
+    assert str(found).splitlines() == [
+        "Comparison at position 4, 2 steps shared; mine | theirs",
+        "  prompt     'a dog' | 'a blue fox'",
+        f"  keyframes  {first} | [0, 3], in {many} of 4 steps",
+        f"  latents    RMS 0 at 2, {found.apart[3]:.2g} at 3, {found.apart[4]:.2g} at 4",
+        f"  frames     PSNR {found.psnr[worst]:.1f} dB (frame {worst}) to "
+        f"{found.psnr[best]:.1f} dB (frame {best})",
+    ]
+    same = walk.compare(walk.branch())
+    assert not same.settings and same.shared == 4 and (same.psnr == math.inf).all()
+    assert str(same).splitlines()[1:] == ["  latents  RMS 0 at 4", "  frames   equal"]
+
+
+def test_frames_are_compared_where_both_stand_or_at_a_position(model, source):
+    walk = session(model, source).step(3)
+    twin = session(model, source, guidance=5).step(1)
+    found = walk.compare(twin)
+    assert (found.position, found.shared, list(found.apart)) == (1, 0, [0, 1])
+    mine = walk.branch().goto(1).frames()
+    assert torch.equal(found.psnr, metrics.psnr(mine, twin.frames(), per_frame=True))
+    assert (walk.compare(twin, position=0).psnr == math.inf).all()
+    for wrong in (2, 4):
+        with pytest.raises(ValueError, match=f"position={wrong}: expected 0 to 1, where both"):
+            walk.compare(twin, position=wrong)
+    with pytest.raises(ValueError, match="position=-1"):
+        walk.compare(twin, position=-1)
+
+
+def test_sessions_that_begin_apart_are_compared_at_one_timestep(model, source):
+    late = session(model, source, method=tfkit.SDEdit(0.5)).step(2)
+    walk = session(model, source).step()
+    message = "1 and 2 steps are taken, begun 2 steps apart"
+    with pytest.raises(ValueError, match=message):
+        walk.compare(late)
+    with pytest.raises(ValueError, match="2 and 1 steps are taken, begun 2 steps apart"):
+        late.compare(walk)
+    found = walk.step(3).compare(late)
+    assert list(found.apart) == [2, 3, 4] and (found.position, found.shared) == (4, 0)
+    assert found.settings["method"] == (tfkit.PlugAndPlay(), tfkit.SDEdit(0.5))
+    assert list(late.compare(walk).apart.values()) == list(found.apart.values())
+    assert late.compare(walk).position == 2
+
+
+def test_sessions_that_forgot_know_where_they_parted(model, source):
+    walk = session(model, source).step(2)
+    twin = walk.branch().change(prompt="a blue fox").run(progress=False)
+    found = walk.run(progress=False).compare(twin)
+    assert found.shared == 2 and list(found.apart) == [3, 4]
+    with pytest.raises(ValueError, match="position 1 is forgotten: expected 3 or more"):
+        walk.compare(twin, position=1)
+
+
+def test_another_source_is_not_compared(model, source):
+    other = tfkit.invert(model, moving_latents(3, 8, 8).double(), steps=STEPS, progress=False)
+    with pytest.raises(ValueError, match=r"another source, Trajectory\(3 frames.*\(5 frames"):
+        session(model, source).compare(session(model, other))
+
+
+@dataclass(frozen=True, eq=False)
+class Held(tfkit.Plain):
+    """A method with a picture, which knows no equality of its own."""
+
+    picture: torch.Tensor
+
+
+def test_settings_that_do_the_same_do_not_differ(model, source):
+    walk = session(model, source, method=Held(torch.zeros(2)))
+    twin = session(model, source, method=Held(torch.zeros(2)), guidance=3.0)
+    assert not walk.compare(twin).settings
+    twin.change(method=Held(torch.ones(2)))
+    assert walk.compare(twin).settings.keys() == {"method"}

@@ -13,6 +13,7 @@ from pipelines import moving_latents
 from unchanged import unchanged
 
 import tfkit
+from tfkit.steps import Steps
 from tfkit.widgets import EditStepper
 from tfkit.widgets.counting import passes
 
@@ -221,9 +222,8 @@ def test_matches_are_the_fields(stepper):
 def test_a_field_is_computed_once(stepper, monkeypatch):
     stepper.step()
     stepper.layer, stepper.probe = LAYER, [0, 1.0, 1.0]
-    calls = []
-    own = tfkit.EditSession.fields
-    monkeypatch.setattr(tfkit.EditSession, "fields", lambda *a: [calls.append(a), own(*a)][1])
+    calls, own = [], Steps.source_tokens
+    monkeypatch.setattr(Steps, "source_tokens", lambda *a: [calls.append(a), own(*a)][1])
     stepper.matches()
     stepper.branch().change(prompt="a fox")
     stepper.matches()

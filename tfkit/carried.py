@@ -3,6 +3,8 @@
 Memory: one layer's tokens of the source, and their fields to the keyframes.
 """
 
+from collections.abc import Hashable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,6 +23,14 @@ def fields(steps: Steps, step: int, layer: str, batch: int) -> Field:
     phi = steps.source_tokens(step, layer, propagation.field_of, batch)
     query = phi[:, None].expand(-1, len(row), -1, -1)
     return nearest_neighbors(query, phi[row][None].expand_as(query))
+
+
+def fields_key(steps: Steps, step: int, layer: str) -> Hashable:
+    """What ``fields`` depends on, besides the model and the source. Raises the same errors."""
+    propagation, row = _carrying(steps, step, "fields")
+    during = steps.plan.method.during  # equal for one and the same method alone
+    where = steps.first + step
+    return "fields", layer, where, tuple(row.tolist()), propagation.field_of, during
 
 
 def weights(steps: Steps, step: int) -> Float[Tensor, "f k"]:

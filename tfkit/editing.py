@@ -70,4 +70,5 @@ def edit(
     session.run(folder=folder, progress=progress)
     rows = [row for row in session.keyframes if row is not None]  # of all steps, or of none
     drawn = torch.stack(rows) if rows else None
-    return Edit(session.latents, session.frames(), drawn, prompt)
+    frames = model.decode(session.latents, size=source.size, batch=session.batch)  # no view kept
+    return Edit(session.latents, frames, drawn, prompt)

@@ -15,12 +15,14 @@ class History:
     """What each step began from and predicted; ``position`` counts those taken and not gone back.
 
     states: the latents before each step, and after the last; noises: predicted in each. None: it
-    is forgotten. Moving makes another history, so whoever is interrupted still has the old one.
+    is forgotten. marks: one for each step, by which it is known in other histories, forgotten too.
+    Moving makes another history, so whoever is interrupted still has the old one.
     """
 
     states: tuple[Tensor | None, ...]
     noises: tuple[Tensor | None, ...] = ()
     position: int = 0
+    marks: tuple[object, ...] = ()
 
     @property
     def known(self) -> int:
@@ -30,29 +32,34 @@ class History:
     @property
     def latents(self) -> Float[Tensor, "f c h w"]:
         """Those at ``position``."""
-        return _kept(self.states[self.position])
+        return self._kept(self.states[self.position])
 
     @property
     def before(self) -> Float[Tensor, "f c h w"]:
-        """Those that the last step taken began from."""
-        return _kept(self.states[self.position - 1])
+        """Those that the last step taken began from. ValueError where they are forgotten."""
+        return self._kept(self.states[self.position - 1])
 
     @property
     def noise(self) -> Float[Tensor, "f c h w"]:
-        """The noise predicted in the last step taken. ValueError before the first."""
+        """The noise predicted in the last step taken. ValueError before the first, or forgotten."""
         if not self.position:
             raise ValueError("nothing is predicted before the first step; call step()")
-        return _kept(self.noises[self.position - 1])
+        return self._kept(self.noises[self.position - 1])
+
+    def shared(self, other: "History") -> int:
+        """How many steps are the very same in both, forgotten or not."""
+        return sum(a is b for a, b in zip(self.marks, other.marks, strict=False))
 
     def taken(self, latents: Tensor, noise: Tensor) -> "History":
         """A step on: what it led to, and the noise predicted in it; others beyond are forgotten."""
         here = self.cut()
-        return History((*here.states, latents), (*here.noises, noise), self.position + 1)
+        states, noises = (*here.states, latents), (*here.noises, noise)
+        return History(states, noises, self.position + 1, (*here.marks, object()))
 
     def cut(self) -> "History":
         """Without the steps beyond ``position``."""
         at = self.position
-        return History(self.states[: at + 1], self.noises[:at], at)
+        return History(self.states[: at + 1], self.noises[:at], at, self.marks[:at])
 
     def on(self) -> "History":
         """A step on that is known."""
@@ -75,8 +82,10 @@ class History:
         states, noises = ((None,) * gone + values[gone:] for values in (self.states, self.noises))
         return replace(self, states=states, noises=noises)
 
-
-def _kept(value: Tensor | None) -> Tensor:
-    """What is there at the session's own step: only what lies behind it is ever forgotten."""
-    assert value is not None
-    return value
+    def _kept(self, value: Tensor | None) -> Tensor:
+        if value is None:
+            raise ValueError(
+                f"the step to position {self.position} is forgotten: run() and forget() free what "
+                "lies behind; step() keeps it"
+            )
+        return value

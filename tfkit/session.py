@@ -1,11 +1,11 @@
 """The edit, a step at a time: forward, back, changed from here on, branched.
 
 Memory: latents and predicted noise of every step taken, which is what makes going back free (run()
-forgets them as it goes); and what the source's cache may hold, which makes the next edit of the
-same video cheaper.
+forgets them as it goes); what was looked at, within the budget of ``views``; and what the source's
+cache may hold, which makes the next edit of the same video cheaper.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from copy import copy
 from dataclasses import replace
@@ -19,12 +19,14 @@ from tqdm.auto import tqdm
 
 from tfkit import carried
 from tfkit.checkpoints import step_files
+from tfkit.comparing import Comparison, differences, distances, meeting
 from tfkit.correspondence import Field
 from tfkit.diffusion import LatentDiffusion
 from tfkit.history import History
 from tfkit.inversion import check_fits
 from tfkit.keyframes import Indices
 from tfkit.methods import Method, PlugAndPlay
+from tfkit.metrics import psnr
 from tfkit.passes import Plan, StepPasses
 from tfkit.planning import plan_steps
 from tfkit.progress import Begin, stepping
@@ -33,12 +35,14 @@ from tfkit.sampling import ddim_step, without_noise
 from tfkit.settings import check_whole
 from tfkit.steps import Steps
 from tfkit.trajectory import Trajectory
+from tfkit.views import Views, same
 
 
 class EditSession:
     """An edit that can be stepped through.
 
-    Its settings are those of :func:`tfkit.edit`, which is a session run to its end.
+    Its settings are those of :func:`tfkit.edit`, which is a session run to its end. views: the
+    frames and fields that were looked at, of its branches too; looking again computes nothing.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class EditSession:
     ) -> None:
         check_fits(model, source)
         check_whole("batch", batch)
-        self.model, self.source, self.batch = model, source, batch
+        self.model, self.source, self.batch, self.views = model, source, batch, Views()
         plan = Plan(prompt, negative_prompt, guidance, method, propagation)
         self._steps = plan_steps(model, source, plan, keyframes, seed)
         self._past = _begun(self._steps)
@@ -113,7 +117,8 @@ class EditSession:
     @torch.no_grad()
     def frames(self) -> Float[Tensor, "f 3 H W"]:
         """The latents as they are, decoded."""
-        return self.model.decode(self.latents, size=self.source.size, batch=self.batch)
+        x = self.latents
+        return self._decoded(("frames", same(x)), lambda: x)
 
     def stream(self, *, progress: bool = False) -> Iterator[Float[Tensor, "n 3 H W"]]:
         """The same in chunks of ``batch`` frames, decoded as they are taken: for long videos."""
@@ -124,16 +129,29 @@ class EditSession:
     @torch.no_grad()
     def predicted(self) -> Float[Tensor, "f 3 H W"]:
         """The clean frames that the last step taken headed for. ValueError before the first."""
-        noise, alpha = self.noise, self.model.alpha(self.timesteps[self.last])
-        clean = without_noise(self._past.before, noise, alpha)
-        return self.model.decode(clean, size=self.source.size, batch=self.batch)
+        noise, before, t = self.noise, self._past.before, self.timesteps[self.last]
+        key = ("predicted", same(before), same(noise), t)
+        return self._decoded(key, lambda: without_noise(before, noise, self.model.alpha(t)))
+
+    def _decoded(self, key: Hashable, latents: Callable[[], Tensor]) -> Tensor:
+        def look() -> tuple[Tensor]:
+            return (self.model.decode(latents(), size=self.source.size, batch=self.batch),)
+
+        return self.views.get(self.latents, key, look)[0]
 
     def fields(self, layer: str) -> Field:
         """The source's fields (f, k, n) from every frame to each of the step's keyframes.
 
         Raises ValueError for a layer that is not there, without keyframes, and without any step.
         """
-        return carried.fields(self._steps, self.last, layer, self.batch)
+        steps, step = self._steps, self.last
+
+        def look() -> tuple[Tensor, Tensor]:
+            field = carried.fields(steps, step, layer, self.batch)
+            return field.index, field.similarity
+
+        key = carried.fields_key(steps, step, layer)
+        return Field(*self.views.get(self.latents, key, look))
 
     def weights(self) -> Float[Tensor, "f k"]:
         """How much each frame takes from each keyframe of the step; rows add up to 1."""
@@ -277,6 +295,31 @@ class EditSession:
     def branch(self) -> "EditSession":
         """Another session that stands where this one does; what is behind both is shared."""
         return copy(self)
+
+    def compare(self, other: "EditSession", *, position: int | None = None) -> Comparison:
+        """How this session and another of the same source differ; neither moves, no UNet runs.
+
+        position: at which their frames, all decoded, are compared; by default where the one that
+        is behind stands. Raises ValueError for another source, and for a position that one of them
+        has not been at or has forgotten.
+        """
+        if other.source is not self.source:
+            raise ValueError(
+                f"a session of another source, {other.source!r}, beside one of {self.source!r}: "
+                "expected two of the same Trajectory object"
+            )
+        if position is not None:
+            check_whole("position", position, least=0)
+        ahead = self._steps.first - other._steps.first
+        at = meeting(self._past, other._past, ahead, position)
+        mine, theirs = self.branch().goto(at), other.branch().goto(at + ahead)
+        return Comparison(
+            settings=differences(self._steps, other._steps),
+            shared=self._past.shared(other._past),
+            apart=distances(self._past, other._past, ahead),
+            position=at,
+            psnr=psnr(mine.frames(), theirs.frames(), per_frame=True),
+        )
 
 
 def _begun(steps: Steps) -> History:

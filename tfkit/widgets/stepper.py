@@ -105,7 +105,7 @@ class EditStepper(Twin, anywidget.AnyWidget):
         if not self.probe:
             raise ValueError("there is no probe; set it to [frame, x, y] first")
         stop, grid = self._stops.of(self.session), self._grids[self.layer]
-        return self._stops.matches(stop, self.layer, grid, self.size, self.probe)
+        return stop.matches(self.layer, grid, self.size, self.probe)
 
     # What can be done
 
@@ -245,7 +245,7 @@ class EditStepper(Twin, anywidget.AnyWidget):
     def _send_field(self, stop: int, layer: str) -> None:
         at = self._stops.get(stop)
         if at:
-            arrows = [part.tobytes() for part in self._stops.field(at, layer)]
+            arrows = [part.tobytes() for part in at.field(layer)]
             self.send({"field": stop, "layer": layer}, buffers=arrows)
 
     # Values that are none

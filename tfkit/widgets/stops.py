@@ -1,7 +1,7 @@
 """Where sessions stand and have stood, in what a page needs to show it: pictures, weights, fields.
 
-Memory: a session for each stop, which shares its latents with the branch; small pictures of those
-that were looked at; a few fields, three bytes for each token of each frame and keyframe.
+Memory: a session for each stop, which shares its latents and views with the branch; small pictures
+of those that were looked at.
 """
 
 import io
@@ -23,7 +23,6 @@ from tfkit.session import EditSession
 from tfkit.tracks import Size, token_centers
 from tfkit.widgets import compact
 
-KEPT = 16  # fields
 Arrows = tuple[np.ndarray, np.ndarray]  # a field's index (f, k, n) uint16 and similarity, uint8
 
 
@@ -61,6 +60,25 @@ class Stop:
         carries = row is not None and isinstance(self.session.plan.propagation, Carrying)
         return {"keyframes": row, "weights": self.session.weights().tolist() if carries else None}
 
+    def field(self, layer: str) -> Arrows:
+        """The field of the step. Raises ValueError where there is none.
+
+        Similarity s is the byte (s + 1) * 127.5.
+        """
+        found = self.session.fields(layer)
+        close = ((found.similarity.float() + 1) * 127.5).round().clamp(0, 255)
+        return found.index.cpu().numpy().astype(np.uint16), close.byte().cpu().numpy()
+
+    def matches(self, layer: str, grid: Size, size: Size, probe: list) -> Float[Tensor, "k 3"]:
+        """Where a probe [frame, x, y] is in each keyframe: x, y in pixels, and the similarity."""
+        (frame, x, y), (rows, columns), (h, w) = probe, grid, size
+        row, column = min(int((y + 0.5) * rows / h), rows - 1), int((x + 0.5) * columns / w)
+        place = row * columns + min(column, columns - 1)
+        index, similarity = self.field(layer)
+        at = token_centers(grid, size)[index[frame, :, place].astype(int)]
+        close = torch.from_numpy(similarity[frame, :, place] / 127.5 - 1)
+        return torch.cat([at, close.float()[:, None]], 1)
+
 
 class Stops:
     """Every stop by number: one for all branches and moments that it is the same for."""
@@ -68,7 +86,6 @@ class Stops:
     def __init__(self) -> None:
         self._numbers = count()
         self._stops: dict[int, Stop] = {}
-        self._fields: dict[tuple, tuple] = {}  # by timestep, keyframes and layer
 
     def get(self, number: int) -> Stop | None:
         """The stop of a number; None where it is forgotten, or never was."""
@@ -91,34 +108,6 @@ class Stops:
     def forget_all_but(self, numbers: set[int]) -> None:
         """Lets go of the stops that no branch has on its path any more."""
         self._stops = {n: stop for n, stop in self._stops.items() if n in numbers}
-
-    def field(self, stop: Stop, layer: str) -> Arrows:
-        """The field of the step; branches with the same keyframes share it.
-
-        Raises ValueError where there is none. Similarity s is the byte (s + 1) * 127.5.
-        """
-        session, plan = stop.session, stop.session.plan
-        t = session.timesteps[session.last] if session.timesteps else None
-        key, by = (t, tuple(stop.row or ()), layer), (plan.method, plan.propagation)
-        known = self._fields.get(key)
-        if known is None or any(a is not b for a, b in zip(known[0], by, strict=True)):
-            found = session.fields(layer)
-            close = ((found.similarity.float() + 1) * 127.5).round().clamp(0, 255)
-            arrows = found.index.cpu().numpy().astype(np.uint16), close.byte().cpu().numpy()
-            self._fields = dict([*self._fields.items(), (key, (by, arrows))][-KEPT:])
-        return self._fields[key][1]
-
-    def matches(
-        self, stop: Stop, layer: str, grid: Size, size: Size, probe: list
-    ) -> Float[Tensor, "k 3"]:
-        """Where a probe [frame, x, y] is in each keyframe: x, y in pixels, and the similarity."""
-        (frame, x, y), (rows, columns), (h, w) = probe, grid, size
-        row, column = min(int((y + 0.5) * rows / h), rows - 1), int((x + 0.5) * columns / w)
-        place = row * columns + min(column, columns - 1)
-        index, similarity = self.field(stop, layer)
-        at = token_centers(grid, size)[index[frame, :, place].astype(int)]
-        close = torch.from_numpy(similarity[frame, :, place] / 127.5 - 1)
-        return torch.cat([at, close.float()[:, None]], 1)
 
     def figure(self, sessions: Mapping[str, EditSession]) -> Sheet:
         """Where sessions are, a row each, keyframes framed."""
