@@ -182,7 +182,7 @@ def bounds(chosen: Sequence[Task]) -> "pandas.DataFrame":
 
 @torch.no_grad()
 def along_true_motion(
-    clips: int = 4, *, frames: int = 8, steps: int = 16, sides: Sequence[int] = (128, 32)
+    clips: int = 4, *, frames: int = 8, steps: int = 10, sides: Sequence[int] = (128, 32)
 ) -> "pandas.DataFrame":
     """What better fields could win: warp error x 10^3 of edits whose tokens follow the true motion.
 
