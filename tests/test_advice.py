@@ -1,6 +1,7 @@
 """What is said before an edit and after it: right when it is said, and silent otherwise."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from pipelines import moving_latents
 
 import tfkit
-from tfkit import advice, cost, hooks
+from tfkit import advice, cost, hooks, memory
 from tfkit.__main__ import main
 from tfkit.advice import edge_agreement, examine, prompt_notes, quality_notes
 from tfkit.memory import available_memory
@@ -134,7 +135,14 @@ def test_real_edits_are_judged_as_they_look(menagerie, fox):
 # Cost
 
 
-@pytest.mark.parametrize("way", [tfkit.TokenFlow(3), tfkit.PerFrame(), tfkit.ExtendedAttention()])
+@pytest.mark.parametrize(
+    "way",
+    [
+        tfkit.TokenFlow(3), tfkit.TokenFlow(3, variant="reference"), tfkit.TokenFlow(1, window=3),
+        tfkit.PerFrame(), tfkit.ExtendedAttention(), tfkit.ExtendedAttention(3),
+        tfkit.FirstFrame(),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("method", [tfkit.PlugAndPlay(), tfkit.Plain()])
 @pytest.mark.parametrize("guidance", [1, 7.5])
 def test_the_passes_of_a_step_are_counted_right(model, way, method, guidance):
@@ -160,6 +168,46 @@ def test_only_what_carries_tokens_leaves_the_source_out_of_a_pass(model, way, fl
     plan = Plan("a dog", "", 7.5, tfkit.PlugAndPlay(), way)
     told = cost.cost_of(model, (7, 3, 8 * model.factor, 8 * model.factor), plan, 2)
     assert told.own and told.flows == flows
+
+
+def test_first_frame_attention_is_joint_in_no_pass(model):
+    """It goes in batches, and keeps nothing: memory does not grow with the clip."""
+    room = {"folder": True, "pictures": False, "budget": 0}
+    plan, side = Plan("a dog", "", 7.5, tfkit.Plain(), tfkit.FirstFrame()), 8 * model.factor
+    few, many = (cost.cost_of(model, (f, 3, side, side), plan, 1) for f in (12, 48))
+    latents = 3 * (48 - 12) * few.latent
+    assert many.seen == few.seen == 0
+    assert many.memory(4, **room) - latents == pytest.approx(few.memory(4, **room), rel=0.05)
+
+
+def test_a_controlnets_share_is_counted(menagerie):
+    shape = 4, 3, 64, 64
+    alone, beside = (
+        cost.cost_of(menagerie, shape, Plan("a fox", "", 4, method, tfkit.PerFrame()), 2)
+        for method in (tfkit.Plain(), tfkit.ControlNet(torch.rand(4, 3, 64, 64)))
+    )
+    assert alone.beside == 0 and alone.branch.bytes == pytest.approx(alone.unet.bytes, rel=0.01)
+    net = tfkit.loading.load_controlnet("menagerie", device="cpu", dtype=torch.float32)
+    assert beside.beside == sum(x.nbytes for x in net.parameters())
+    assert beside.branch.bytes > alone.branch.bytes
+    room = {"folder": True, "pictures": False, "budget": 0}
+    assert beside.memory(2, **room) > alone.memory(2, **room) + beside.beside
+
+
+class Looks(tfkit.Plain):
+    """A method of one's own that looks at the video, and alters its branch in an unknown way."""
+
+    def prepare(self, model, source):
+        raise AssertionError("there is no video yet")
+
+    def during(self, now):
+        return hooks.rewrite(now.model.unet, {})
+
+
+def test_of_an_unknown_method_nothing_is_promised(model):
+    shape = 7, 3, 8 * model.factor, 8 * model.factor
+    plan = Plan("a dog", "", 7.5, Looks(), tfkit.TokenFlow(3))
+    assert cost.cost_of(model, shape, plan, 2).source == 0
 
 
 @pytest.mark.parametrize("way", [tfkit.TokenFlow(3), tfkit.TokenFlow(3, variant="reference")])
@@ -219,6 +267,15 @@ def test_live_tensors_are_counted_as_they_come_and_go():
     del d, e
 
 
+def test_what_was_there_before_is_not_counted():
+    """A linear layer sees its weights through a view of them."""
+    layer, x = torch.nn.Linear(1000, 1000), torch.ones(1, 1000)
+    with torch.no_grad(), cost.Live() as live:
+        y = layer(x)
+        y.add_(1)
+    assert live.peak == live.now == y.nbytes
+
+
 PEAK = """
 import sys, threading, time
 import tfkit, torch
@@ -251,7 +308,7 @@ print(told, most - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(("frames", "side", "batch"), [(8, 192, 8), (8, 128, 2)])
+@pytest.mark.parametrize(("frames", "side", "batch"), [(8, 192, 8), (8, 128, 2), (12, 64, 4)])
 def test_the_memory_that_is_told_is_about_what_is_taken(frames, side, batch):
     command = [sys.executable, "-c", PEAK, "menagerie", *map(str, (frames, side, batch))]
     # what is freed goes back at once: held memory is measured, and no fragmentation
@@ -291,17 +348,34 @@ def test_what_does_not_fit_is_told_with_what_would(model, monkeypatch):
     assert told.memory(8, **held) + told.source == told.memory(8, **kept)
     assert "with budget=0" in advice._advice(told, told.memory(8, **held), 8, kept)
     many = replace(told, keyframes=60, window=None)
-    narrow = advice._advice(many, replace(many, window=15).memory(1, **held), 8, held)
-    assert narrow == "it fits with batch=1 and a propagation of window=15"
-    long = replace(told, frames=10_000)
-    free = 2 * told.memory(1, folder=True, pictures=False, budget=0)
+    bare = {"folder": True, "pictures": False, "budget": 0}
+    narrow = advice._advice(many, replace(many, window=15).memory(1, **bare), 8, held)
+    assert narrow == "it fits with all that, and a propagation of window=15 (--window)"
+    long = replace(told, frames=8192, keyframes=1024, window=None, windowed=False)
+    free = 2 * told.memory(1, **bare)
     few = advice._advice(long, free, 8, held)
-    assert few.startswith("it fits with") and "frames and batch=1" in few
+    assert re.fullmatch(r"it fits with all that, and \d+ frames", few)
+    count = int(few.split()[-2])
+    less, more = (
+        replace(long, frames=n, keyframes=n // 8).memory(1, **bare) for n in (count, 2 * count)
+    )
+    assert less <= free < more
 
 
-def test_the_memory_available_is_less_than_there_is():
+def test_the_memory_available_is_less_than_there_is(tmp_path, monkeypatch):
     free = available_memory(torch.device("cpu"))
     assert 0 < free < 2**63
+    for name, text in {
+        "max": "2000000\n", "current": "1900000\n", "stat": "anon 5\nactive_file 300000\n"
+        "inactive_file 500000\n",
+    }.items():  # fmt: skip
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert available_memory(torch.device("cpu")) == 900_000  # a container's cached files give way
+    (tmp_path / "memory.current").write_text("3900000")
+    assert available_memory(torch.device("cpu")) == 0
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory(torch.device("cpu")) > 2_000_000
 
 
 # The command line

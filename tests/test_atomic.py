@@ -46,14 +46,21 @@ def test_a_folder_takes_the_place_of_a_folder_and_a_file_never(tmp_path):
 
 def test_what_killed_writers_left_of_a_video_goes_with_the_next(tmp_path):
     path, now = tmp_path / "fox [1].mp4", time.time()
-    names = {".new-1-fox [1].mp4": 9e3, ".new-2-fox [1].mp4": 60, ".new-3-cat.mp4": 9e3}
+    names = {
+        ".new-00000001-fox [1].mp4": 9e3,
+        ".new-00000002-fox [1].mp4": 60,
+        ".new-00000003-a-fox [1].mp4": 9e3,
+    }
     for name, age in names.items():
         (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / name, (now - age, now - age))
     write_video(path, torch.zeros(2, 3, 16, 16))
-    left = {".new-2-fox [1].mp4", ".new-3-cat.mp4"}  # being written perhaps; of another video
+    left = {
+        ".new-00000002-fox [1].mp4",
+        ".new-00000003-a-fox [1].mp4",
+    }  # being written perhaps; of another video
     assert {file.name for file in tmp_path.iterdir()} == {path.name, *left}
-    frames = tmp_path / ".new-4-frames"
+    frames = tmp_path / ".new-00000004-frames"
     frames.mkdir()
     os.utime(frames, (now - 9e3, now - 9e3))
     write_video(tmp_path / "frames", torch.zeros(2, 3, 16, 16))

@@ -294,6 +294,11 @@ def test_a_long_video_is_seen_in_chunks_and_held_as_one_channel(
     assert torch.equal(again.conditions["control"], source.conditions["control"])
     held = own.prepare(model, source).condition.untyped_storage()
     assert held.nbytes() == whole[:, :1].numel() * source.clean.element_size()
+    half = own.bind(tfkit.load(model.name, device="cpu", dtype=torch.float16), whole[:, :1].expand(
+        -1, 3, -1, -1
+    ))  # fmt: skip
+    assert half.condition.untyped_storage().nbytes() == whole[:, :1].numel() * 2
+    assert torch.equal(half.condition.double(), whole)
 
 
 SCRIPT = """

@@ -385,7 +385,7 @@ def test_an_interrupt_stops_at_once_and_keeps_what_is_done(evaluate, tmp_path):
 
 
 def test_what_a_kill_left_half_written_is_swept_away(tmp_path):
-    old, new = tmp_path / ".new-1-a.json", tmp_path / ".new-2-b.json"
+    old, new = tmp_path / ".new-00000001-a.json", tmp_path / ".new-00000002-b.json"
     for file in (old, new):
         file.write_text("{")
     os.utime(old, (1, 1))

@@ -1,7 +1,7 @@
 """One edit by every metric, each number with what it was measured with; means and tables."""
 
 import math
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
@@ -212,6 +212,18 @@ def test_a_source_is_read_once_for_all_its_edits(judge, counted):
     assert [scorer(edit, PROMPT) for edit in edits] == apart  # to the last bit
     once = dict.fromkeys(("flow", "images", "words", "tokens", "structure", "tracks"), 1)
     assert times == once | {"matches": 2}  # a match has the edit's size
+
+
+def test_a_scorers_settings_stay_and_a_pair_of_tracks_goes_with_its_edit(judge):
+    scorer = Scorer(SOURCE, clip=judge, tokens=patches)
+    with pytest.raises(FrozenInstanceError):
+        scorer.structure = patches
+    still, moved = torch.rand(3, 5, 2), torch.rand(3, 5, 2)
+    pairs = [(moved, still), (still, still)]
+    found = [float(scorer(EDIT, PROMPT, tracks=p)["motion_fidelity"]) for p in pairs]
+    assert found == [fidelity.motion_fidelity(*p) for p in pairs] and found[0] < found[1]
+    followed = scorer(EDIT, PROMPT)["motion_fidelity"]
+    assert "given" not in followed.measured_with
 
 
 def test_only_the_last_edits_size_is_kept_beside_the_sources_own(judge):

@@ -485,6 +485,14 @@ def test_a_comparison_reads_at_a_glance(model, source):
     assert str(same).splitlines()[1:] == ["  latents  RMS 0 at 4", "  frames   equal"]
 
 
+def test_precisions_differ_too(model, source, pipeline_folder):
+    other = tfkit.load(pipeline_folder, device="cpu", dtype=torch.float64)
+    if model.dtype == other.dtype:
+        other = tfkit.load(pipeline_folder, device="cpu", dtype=torch.float32)
+    found = session(model, source).step().compare(session(other, source).step())
+    assert found.settings["dtype"] == (model.dtype, other.dtype)
+
+
 def test_frames_are_compared_where_both_stand_or_at_a_position(model, source):
     walk = session(model, source).step(3)
     twin = session(model, source, guidance=5).step(1)

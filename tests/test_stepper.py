@@ -79,6 +79,8 @@ def test_frames_are_those_that_the_step_headed_for(stepper):
     source = stepper.frames()
     assert source.shape == (5, 3, *size) and source.std() > 0.05
     stepper.step()
+    stepper.frames()
+    assert stepper.session.views.nbytes == 0  # that room is for fields
     predicted = stepper.session.predicted().float()
     off = (stepper.frames() - predicted).abs().mean()
     assert off < 0.05 < (source - predicted).abs().mean()  # WebP, and not the source

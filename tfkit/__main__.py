@@ -48,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     one.add_argument(
         "--budget", type=int, default=1024,
-        help="MiB of it, and of what an edit reads, to keep for edits to come (1024)",
+        help="MiB of what is read of the video to keep for edits to come, with --prepare or "
+        "--trajectory (1024)",
     )  # fmt: skip
     one.add_argument("--source-prompt", default="", help="what the given video shows")
     one.add_argument("--negative-prompt", default="", help="what to keep away from")
@@ -57,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--controlnet", default="menagerie", help="hub id or folder (menagerie)")
     one.add_argument("--propagation", choices=PROPAGATIONS, default="tokenflow")
     one.add_argument("--interval", type=int, default=8, help="frames for each keyframe (8)")
+    one.add_argument(
+        "--window", type=int, default=12, help="keyframes that each attends to at the most (12)"
+    )
     one.add_argument("--trajectory", type=Path, help="folder to keep the inversion in, or resume")
     one.add_argument("--checkpoints", type=Path, help="folder to keep the edit in, or resume")
     one.add_argument("--seed", type=int, default=0, help="of the keyframes (0)")
@@ -86,7 +90,7 @@ def run_edit(args: argparse.Namespace) -> None:
         "plain": tfkit.Plain,
     }
     propagations: dict[str, Callable[[], Propagation]] = {
-        "tokenflow": lambda: tfkit.TokenFlow(args.interval),
+        "tokenflow": lambda: tfkit.TokenFlow(args.interval, window=args.window),
         "joint": tfkit.ExtendedAttention,
         "per-frame": tfkit.PerFrame,
     }

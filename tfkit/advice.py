@@ -147,7 +147,7 @@ def preflight(
         )
     f, _, h, w = shape
     what = f"{f} frames of {w} x {h}, {steps} steps, {method!r}, {propagation!r}"
-    edit = cost.edit(prepared=prepare and cost.source <= budget)
+    edit = cost.edit(prepared=prepare and 0 < cost.source <= budget)
     seconds = 0.0 if inverted else cost.inversion(fixed_point), edit
     further = cost.edit(prepared=True)
     return Preflight(
@@ -262,11 +262,6 @@ def _advice(cost: Cost, free: int, batch: int, room: Room) -> str:
         batch //= 2
         if cost.memory(batch, **room) <= free:
             return f"it fits with batch={batch}"
-    seen = cost.seen
-    while cost.windowed and seen > LEAST_WINDOW:
-        seen = max(seen // 2, LEAST_WINDOW)
-        if replace(cost, window=seen).memory(1, **room) <= free:
-            return f"it fits with batch=1 and a propagation of window={seen}"
     room = {"folder": True, "pictures": False, "budget": 0}
     if cost.memory(1, **room) <= free:
         return (
@@ -274,12 +269,17 @@ def _advice(cost: Cost, free: int, batch: int, room: Room) -> str:
             "tfkit.invert(..., folder=...), EditSession.run and .stream; the command line does so "
             "with --trajectory"
         )
+    seen = cost.seen
+    while cost.windowed and seen > LEAST_WINDOW:
+        seen = max(seen // 2, LEAST_WINDOW)
+        if replace(cost, window=seen).memory(1, **room) <= free:
+            return f"it fits with all that, and a propagation of window={seen} (--window)"
     fewer = cost.frames
     while fewer > 1:
         fewer //= 2
-        small = replace(cost, frames=fewer, keyframes=min(cost.keyframes, fewer))
+        small = replace(cost, frames=fewer, keyframes=-(-cost.keyframes * fewer // cost.frames))
         if small.memory(1, **room) <= free:
-            return f"it fits with {fewer} frames and batch=1"
+            return f"it fits with all that, and {fewer} frames"
     return "it does not fit; take smaller frames, or a GPU with float16"
 
 

@@ -49,7 +49,7 @@ def left_over(folder: Path, name: str = "*", *, age: float | int = 0) -> list[Pa
     age: only what nobody has touched for so many seconds; what is younger may be being written.
     """
     found, now = [], time.time()
-    for path in folder.glob(f".new-*-{name}"):
+    for path in folder.glob(f".new-{'[0-9a-f]' * 8}-{name}"):
         with suppress(FileNotFoundError):  # it has just got its name
             if not age or now - path.stat().st_mtime > age:
                 found.append(path)

@@ -4,6 +4,7 @@ Memory: one batch of a VAE's activations: what there is room for, and half of it
 runs out all the same.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from tfkit.memory import available_memory, fitting, is_out_of_memory
 from tfkit.overflow import overflowed
 from tfkit.video import resize, size_of
 
+SHARE = 0.8  # of the memory that is free, to leave some for what is not counted
 LEAST_TILE = 32  # latents a side: smaller ones differ too much in colour
 
 
@@ -78,26 +80,34 @@ def _coded(
     """
 
     def some(n: int) -> Tensor:
-        return torch.cat([code(part) for part in x.split(n)])
+        out = None
+        for at in range(0, len(x), n):
+            part = code(x[at : at + n])
+            out = part.new_empty(len(x), *part.shape[1:]) if out is None else out
+            out[at : at + n] = part
+        return x if out is None else out
 
     def tiled(side: int) -> Tensor:
         with hooks.tiles(vae, side, factor_of(vae)):
             return some(1)
 
     side = 1 << (max(grid) // 2).bit_length() >> 1  # the power of two up to half a frame
-    cuts, room = side >= LEAST_TILE, available_memory(vae.device)
-    fits = room // activations(vae, *grid)
-    if fits or not cuts:
+    cuts, room = side >= LEAST_TILE, int(SHARE * available_memory(vae.device))
+    one, told = activations(vae, *grid), "out of memory"
+    if one <= room or not cuts:
+        pictures = 12 * len(x) * math.prod(grid) * factor_of(vae) ** 2  # what comes out is held too
         try:
-            return fitting(some, min(batch, max(fits, 1)))[0]
+            return fitting(some, min(batch, max((room - pictures) // one, 1)))[0]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or not cuts:
                 raise
+    else:
+        told = f"coding a frame takes {one / 2**20:,.0f} MiB of {room / 2**20:,.0f} that are free"
     while side > LEAST_TILE and activations(vae, side, side) > room:
         side //= 2
     warnings.warn(
-        f"out of memory: coding frames in tiles of {side} x {side} latents, which changes "
-        "colours a little; smaller frames would not need it",
+        f"{told}: coding frames in tiles of {side} x {side} latents, which changes colours a "
+        "little; smaller frames would not need it",
         stacklevel=5,  # past encode, no_grad's wrapper and LatentDiffusion's method
     )
     return fitting(tiled, side, name="tile", least=LEAST_TILE)[0]

@@ -42,7 +42,7 @@ class CLIP:
 
     @cached_property
     def _digest(self) -> str:
-        return key_of([self.model, self.cut])
+        return key_of([self.model.state_dict(), self.cut])
 
     @torch.no_grad()
     def embed_frames(self, frames: Tensor | Clip, *, batch: int = 32) -> Float[Tensor, "f d"]:

@@ -23,9 +23,9 @@ class Comparison:
     """What :meth:`tfkit.EditSession.compare` finds; positions are those of the session asked.
 
     settings: {name: (mine, theirs)} where they differ, of the steps to come; "keyframes" (of every
-    step) and "model" as well. shared: how many steps are the very same, forgotten or not. apart:
-    {position: RMS difference of the latents}, wherever both hold them. position: at which the
-    frames are compared. psnr: (f,) of these in dB, inf where they are equal.
+    step), "model" and "dtype" as well. shared: how many steps are the very same, forgotten or not.
+    apart: {position: RMS difference of the latents}, wherever both hold them. position: at which
+    the frames are compared. psnr: (f,) of these in dB, inf where they are equal.
     """
 
     settings: dict[str, tuple[Any, Any]]
@@ -58,6 +58,7 @@ def differences(mine: Steps, theirs: Steps) -> dict[str, tuple[Any, Any]]:
         x.name: (getattr(mine.plan, x.name), getattr(theirs.plan, x.name)) for x in fields(Plan)
     }
     pairs |= {"keyframes": (mine.rows, theirs.rows), "model": (mine.model, theirs.model)}
+    pairs |= {"dtype": (mine.model.dtype, theirs.model.dtype)}
     return {name: pair for name, pair in pairs.items() if _differ(*pair)}
 
 

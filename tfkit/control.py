@@ -163,6 +163,9 @@ class ControlNet(Plain):
             net = copy.deepcopy(net).to(model.device, model.dtype)  # the user's stays as it is
         name = self.model if isinstance(self.model, str | Path) else "this ControlNet"
         check_beside(model, net, str(name))
+        if condition.stride(1) == 0:  # one channel for all three
+            alike = condition[:, :1].to(model.device, model.dtype).expand(-1, 3, -1, -1)
+            return Controlled(net.eval(), alike)
         return Controlled(net.eval(), condition.to(model.device, model.dtype))
 
     def prepare(self, model: LatentDiffusion, source: Trajectory) -> Controlled:
@@ -175,7 +178,7 @@ class ControlNet(Plain):
         return self.bind(model, self.see(model, source.clean) if kept is None else kept)
 
     def marks_source(self, prepared: Controlled) -> str:
-        seen = digest(prepared.condition)
+        seen = digest(prepared.condition.split(16))
         return f"ControlNet {prepared.fingerprint()} {seen} {self.scale} {self.until}"
 
     def during(self, now: Moment) -> AbstractContextManager:

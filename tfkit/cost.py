@@ -18,10 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tfkit import hooks
-from tfkit.attention import field_dtype
+from tfkit.attention import FlowAttention, JointAttention, KeyframeAttention, field_dtype
+from tfkit.control import Controlled, ControlNet
 from tfkit.diffusion import LatentDiffusion
 from tfkit.keyframes import key_blocks
-from tfkit.methods import Plain
+from tfkit.methods import Method, Moment, Plain, PlugAndPlay
 from tfkit.passes import Plan
 from tfkit.planning import plan_steps
 from tfkit.protocols import Carrying, Windowed
@@ -39,10 +40,11 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        given = {storage._cdata for storage in _storages((args, kwargs))}
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+        for storage in _storages(out):  # a view of what was given is nothing new
+            if storage._cdata not in given:
+                self._count(storage)
         return out
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -58,6 +60,10 @@ class Live(TorchDispatchMode):
     def _gone(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.now -= size
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [x.untyped_storage() for x in tree_leaves(values) if isinstance(x, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -85,10 +91,11 @@ def measured(work: Callable[[], object], frames: int) -> Pass:
 class Cost:
     """What an edit of ``frames`` frames in ``steps`` steps is made of.
 
-    unet, encode, decode: a frame's share. attending: seconds of a keyframe's attention to another
-    one, in all layers and edited branches. kept: bytes that a keyframe's tokens take. read: bytes
-    that are kept of a carried frame's source, in all steps. latent: bytes of a frame's latents,
-    picture: of its pixels.
+    unet, encode, decode: a frame's share. branch: the same of a pass of the edit, a ControlNet's
+    share with it; beside: bytes of its weights. attending: seconds of a frame's attention to a
+    keyframe, in all layers and edited branches. kept: bytes that a keyframe's tokens take. read:
+    bytes that are kept of a carried frame's source, in all steps. latent: bytes of a frame's
+    latents, picture: of its pixels.
     """
 
     frames: int
@@ -103,6 +110,8 @@ class Cost:
     flows: bool  # whether tokens are carried
     anew: bool  # whether they are carried to keyframes as well
     unet: Pass
+    branch: Pass
+    beside: int
     encode: Pass
     decode: Pass
     attending: float
@@ -133,8 +142,8 @@ class Cost:
 
     def edit(self, *, prepared: bool = False) -> float:
         """Seconds, decoded. prepared: the source was read before."""
-        attending = self.keyframes * self.seen * self.attending
-        step = self.passes(prepared=prepared) * self.unet.seconds + attending
+        attending = (self.keyframes if self.flows else self.frames) * self.seen * self.attending
+        step = self.passes(prepared=prepared) * self.branch.seconds + attending
         return self.taken * step + self.frames * self.decode.seconds
 
     @property
@@ -147,8 +156,9 @@ class Cost:
         before and after. budget: bytes of what is read of the source that are held too."""
         blocks = key_blocks(self.keyframes, self.window) if self.joint else []
         together = max((len(block.own) for block in blocks), default=0) * self.branches
-        others = min(batch, self.frames) * (self.branches - (self.own and self.flows))
-        passes = max(together, others) * self.unet.bytes + self.seen * self.kept
+        rest = self.carried if self.flows else self.frames - self.joint * self.keyframes
+        others = min(batch, rest) * (self.branches - (self.own and self.flows))
+        passes = max(together, others) * self.branch.bytes + self.seen * self.kept + self.beside
         coding = min(batch, self.frames) * max(self.encode.bytes, self.decode.bytes)
         levels = (3 if folder else self.steps + 3) * self.frames * self.latent
         held = levels + min(self.source, budget) + pictures * 2 * self.frames * self.picture
@@ -168,6 +178,11 @@ def cost_of(model: LatentDiffusion, shape: tuple[int, ...], plan: Plan, steps: i
     def noise() -> Tensor:
         return model.predict_noise(x, t, text, depth=depth)
 
+    def step() -> Tensor:
+        with plan.method.during(Moment(model, 0, steps, torch.arange(some), 1, control)):
+            return noise()
+
+    control = _control(model, x, plan.method)
     layers = hooks.self_attention(model.unet)
     needs = _source_needs(model, x[:1].expand(f, -1, -1, -1), plan, steps)
     with hooks.record(model.unet, [*{*layers}.union(*needs)]) as seen_by:
@@ -177,10 +192,13 @@ def cost_of(model: LatentDiffusion, shape: tuple[int, ...], plan: Plan, steps: i
     # without keyframes, frames are keyframes to each other
     windowed = way if rows is not None and isinstance(way, Windowed) else None
     carrying = way if isinstance(way, Carrying) else None
-    joint = way.attention(2, True) is not None
+    attention = way.attention(2, True)
+    joint = isinstance(attention, JointAttention | KeyframeAttention | FlowAttention)
     edited = 1 + (plan.guidance != 1)
     size = torch.finfo(model.dtype).bits // 8
-    # kept of a keyframe: keys, values, output of each edited branch; output, tokens of the source
+    # of a keyframe keys and values of each edited branch; where tokens are carried, the output of
+    # each as well, and output and tokens of the source
+    whole = {KeyframeAttention: 2 * edited, FlowAttention: 3 * edited + 2}.get(type(attention), 0)
     return Cost(
         frames=f, steps=steps, taken=steps - plan.method.first_step(steps),
         keyframes=f if rows is None else rows.shape[1],
@@ -188,20 +206,27 @@ def cost_of(model: LatentDiffusion, shape: tuple[int, ...], plan: Plan, steps: i
         branches=edited + plan.reads_source,
         own=plan.reads_source, flows=carrying is not None,
         anew=carrying is not None and carrying.alters_source, unet=measured(noise, some),
+        branch=measured(step, some),
+        beside=0 if control is None else sum(x.nbytes for x in control.net.parameters()),
         encode=measured(lambda: model.encode(picture), some),
         decode=measured(lambda: model.decode(x), some),
         attending=joint * edited * sum(_attending(layers[n], x) for n, x in tokens.items()),
-        kept=sum(x[0].numel() for x in tokens.values()) * size * (3 * edited + 2),
+        kept=sum(x[0].numel() for x in tokens.values()) * size * whole,
         read=sum(_kept(seen_by[name], name in layers) for step in needs for name in step),
         latent=x[0].numel() * x.element_size(), picture=picture[0].numel() * 4,
     )  # fmt: skip
 
 
 def _source_needs(model: LatentDiffusion, x: Tensor, plan: Plan, steps: int) -> list[set[str]]:
-    """The modules of which an edit of latents ``x`` keeps what it reads, in each step it takes."""
+    """The modules of which an edit of latents ``x`` keeps what it reads, in each step it takes.
+
+    None where a method of one's own looks at the video first, which is not here.
+    """
     count = steps - plan.method.first_step(steps)
-    if not plan.method.reads_source:  # it injects nothing, and may take long to prepare
+    if isinstance(plan.method, ControlNet):  # it injects nothing, and takes long to prepare
         plan = replace(plan, method=Plain())
+    if type(plan.method).prepare not in (Plain.prepare, PlugAndPlay.prepare):
+        return []
     timesteps = model.timesteps(steps)
     conditions = {"depth": x[:, :1]} if model.takes_depth else {}
     still = Trajectory(timesteps, "", None, dict.fromkeys((CLEAN, *timesteps), x), conditions)
@@ -210,6 +235,14 @@ def _source_needs(model: LatentDiffusion, x: Tensor, plan: Plan, steps: int) -> 
         return []
     needs = [taken.passes(i, x[:0]).needed() for i in range(len(taken.timesteps))]
     return [step - {"frames"} for step in needs[len(needs) - count :]]
+
+
+def _control(model: LatentDiffusion, x: Tensor, method: Method) -> Controlled | None:
+    """The ControlNet of a method that is one, with a blank condition for latents ``x``."""
+    if not isinstance(method, ControlNet):
+        return None
+    blank = replace(method, condition=torch.zeros(1, 3, 8, 8))
+    return method.bind(model, blank.see(model, x))
 
 
 def _kept(output: Tensor, carries: bool) -> int:

@@ -41,7 +41,7 @@ class DINO:
 
     @cached_property
     def _digest(self) -> str:
-        return key_of([self.model, self.side])
+        return key_of([self.model.state_dict(), self.side])
 
     @torch.no_grad()
     def __call__(self, frames: Tensor | Clip, *, batch: int = 8) -> Float[Tensor, "f n d"]:

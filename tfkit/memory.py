@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import torch
 
+CGROUP = Path("/sys/fs/cgroup")  # a container's limits
+
 T = TypeVar("T")
 
 
@@ -49,12 +51,16 @@ def available_memory(device: torch.device) -> int:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-        root = Path("/sys/fs/cgroup")
-        limit, used = ((root / f"memory.{name}").read_text() for name in ("max", "current"))
-        free += [int(limit) - int(used)] if limit.strip() != "max" else []
+        limit, used, stat = (
+            (CGROUP / f"memory.{name}").read_text() for name in ("max", "current", "stat")
+        )
+        if limit.strip() != "max":
+            parts = dict(line.split() for line in stat.splitlines())
+            files = sum(int(parts.get(f"{name}_file", 0)) for name in ("active", "inactive"))
+            free.append(int(limit) - int(used) + files)  # pages of files give way
     except (OSError, ValueError):
         pass  # not Linux, or no limit
-    return min(free, default=2**63 - 1)
+    return max(0, min(free, default=2**63 - 1))
 
 
 def peak_memory() -> int:

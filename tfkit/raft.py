@@ -60,7 +60,7 @@ def load_raft(
 
 
 @lru_cache(maxsize=1)
-def shared_raft(device: torch.device | str = "cpu") -> torch.nn.Module:
+def shared_raft(device: torch.device) -> torch.nn.Module:
     """The large one with torchvision's weights, read once in each process."""
     return load_raft(device=device)
 

@@ -5,7 +5,7 @@ holds what it read of its source, at the source's own size and at that of the la
 """
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property, lru_cache, wraps
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -112,11 +112,12 @@ def score(
     `ScoreTable({name: score(...), ...})` prints many; :class:`Scorer` measures several edits of one
     source. Raises ValueError where edit and source do not fit, and for a flow that is not there.
     """
+    pair = tracks if isinstance(tracks, tuple) else None
     scorer = Scorer(
         source, source_prompt, clip=clip, flow=flow, mask=mask, tokens=tokens,
-        structure=structure, tracks=tracks,
+        structure=structure, tracks=None if isinstance(tracks, tuple) else tracks,
     )  # fmt: skip
-    return scorer(edit, prompt)
+    return scorer(edit, prompt, tracks=pair)
 
 
 def _once(make: Callable[..., T]) -> Callable[..., T]:
@@ -132,11 +133,12 @@ def _once(make: Callable[..., T]) -> Callable[..., T]:
     return once
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Scorer:
     """Measures edits of one source, which is read once: `Scorer(source)(edit, prompt)`.
 
-    All is as :func:`score` has it; a pair of tracks is of one edit alone.
+    All is as :func:`score` has it; a pair of tracks, which is of one edit alone, goes with that.
+    What is written into the source meanwhile is not noticed.
     """
 
     source: Clip | Tensor
@@ -147,18 +149,13 @@ class Scorer:
     mask: Tensor | None = None
     tokens: Reader | None = None
     structure: Reader | None = None
-    tracks: Reader | tuple[Tensor, Tensor] | None = None
+    tracks: Reader | None = None
+    _made: dict[tuple[Callable, At, tuple[str, ...]], Any] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
-        known = self.source
-        self._known = known if isinstance(known, Clip) else Clip(as_frames(known, "source"))
-        self._judge = self.clip if isinstance(self.clip, CLIP) else _load(str(self.clip))
-        given = self.source_prompt
-        self._caption = self._known.caption if given is None else given
-        self._mask = self._known.mask if self.mask is None else self.mask
-        self._made: dict[tuple[Callable, At, tuple[str, ...]], Any] = {}
         exact = self._known.flow is not None and self._known.visible is not None
-        self._flow = self.flow or ("exact" if exact else "dis")
         if not isinstance(self._flow, tuple) and self._flow not in FLOWS:
             raise ValueError(
                 f"flow={self._flow!r}; expected (flow, visible) or one of {', '.join(FLOWS)}"
@@ -166,8 +163,14 @@ class Scorer:
         if self._flow == "exact" and not exact:
             raise ValueError("flow='exact', but the source knows no flow; expected 'dis' or 'raft'")
 
-    def __call__(self, edit: Clip | Tensor | Edit, prompt: str) -> dict[str, Score]:
-        """The scores of one edit."""
+    def __call__(
+        self,
+        edit: Clip | Tensor | Edit,
+        prompt: str,
+        *,
+        tracks: tuple[Tensor, Tensor] | None = None,
+    ) -> dict[str, Score]:
+        """The scores of one edit. tracks: (edit's, source's), (f, m, 2) each."""
         edit, known = as_frames(getattr(edit, "frames", edit), "edit"), self._known
         if len(known) != len(edit) or len(edit) < 2:
             raise ValueError(
@@ -175,7 +178,8 @@ class Scorer:
             )
         at = size_of(edit), edit.device
         sizes = at[0], size_of(known.frames)  # of a third size nothing stays
-        self._made = {key: part for key, part in self._made.items() if key[1][0] in sizes}
+        for key in [key for key in self._made if key[1][0] not in sizes]:
+            del self._made[key]
         out: list[Score] = []
 
         def add(name: str, value: float | int, **settings: str | float | int) -> None:
@@ -206,8 +210,8 @@ class Scorer:
             matches = self._matches(at)
             value = token_consistency(read, matches, centered=True)
             add("token_consistency", value, tokens=f"{by}, centred", matches=matches.how)
-        if isinstance(self.tracks, tuple):
-            add("motion_fidelity", fidelity.motion_fidelity(*self.tracks), tracks="given", still=0)
+        if tracks is not None:
+            add("motion_fidelity", fidelity.motion_fidelity(*tracks), tracks="given", still=0)
         elif self.tracks is not None:
             value = fidelity.motion_fidelity(self.tracks(edit), self._read(at, "tracks"))
             add("motion_fidelity", value, tracks=name_of(self.tracks), still=0)
@@ -226,6 +230,28 @@ class Scorer:
                 value = fidelity.background_ssim(edit, self._frames(at), mask)
                 add("background_ssim", value, mask=whose, window=_WINDOW)
         return {score.name: score for score in out}
+
+    @cached_property
+    def _known(self) -> Clip:
+        source = self.source
+        return source if isinstance(source, Clip) else Clip(as_frames(source, "source"))
+
+    @cached_property
+    def _judge(self) -> CLIP:
+        return self.clip if isinstance(self.clip, CLIP) else _load(str(self.clip))
+
+    @cached_property
+    def _caption(self) -> str:
+        return self._known.caption if self.source_prompt is None else self.source_prompt
+
+    @cached_property
+    def _mask(self) -> Tensor | None:
+        return self._known.mask if self.mask is None else self.mask
+
+    @cached_property
+    def _flow(self) -> Flow | tuple[Tensor, Tensor]:
+        exact = self._known.flow is not None and self._known.visible is not None
+        return self.flow or ("exact" if exact else "dis")
 
     @cached_property
     def _words(self) -> Tensor:
@@ -256,7 +282,7 @@ class Scorer:
         if self._flow == "dis":
             return *estimate_flow(frames), {"flow": "DIS"} | _ESTIMATED
         model = raft.shared_raft(frames.device)
-        how = {"flow": f"RAFT large {key_of(model)[:8]}"} | _ESTIMATED
+        how = {"flow": f"RAFT large {key_of(model.state_dict())[:8]}"} | _ESTIMATED
         return *raft.estimate_flow(frames, model), how
 
     @_once

@@ -318,7 +318,7 @@ class EditSession:
             shared=self._past.shared(other._past),
             apart=distances(self._past, other._past, ahead),
             position=at,
-            psnr=psnr(mine.frames(), theirs.frames(), per_frame=True),
+            psnr=psnr(mine.frames(), theirs.frames().to(self.latents.device), per_frame=True),
         )
 
 

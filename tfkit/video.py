@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Real
@@ -210,7 +211,8 @@ def write_video(
     suffix = path.suffix.lower()
     fps, pixels = _to_write(frames, fps, crf)
     for rest in left_over(path.parent, glob.escape(path.name), age=_STALE):
-        remove(rest)
+        with suppress(OSError):  # somebody else's
+            remove(rest)
     with replacing(path) as temporary:
         if suffix in MOVIES:
             codec.write_movie(temporary, pixels, fps, crf)

@@ -21,6 +21,7 @@ from tfkit.plots import Sheet, contact_sheet
 from tfkit.propagation import Carrying
 from tfkit.session import EditSession
 from tfkit.tracks import Size, token_centers
+from tfkit.views import Views
 from tfkit.widgets import compact
 
 Arrows = tuple[np.ndarray, np.ndarray]  # a field's index (f, k, n) uint16 and similarity, uint8
@@ -41,7 +42,8 @@ class Stop:
 
     def pictures(self) -> list[bytes]:
         """The clean frames that the step headed for, at the beginning the source's: WebP."""
-        session, source = self.session, self.session.source
+        session, source = self.session.branch(), self.session.source
+        session.views = Views(0)  # the pictures are kept here, and smaller
         if not self._pictures:
             self._pictures = compact.pictures(
                 session.predicted() if session.position
