@@ -155,12 +155,11 @@ class Scorer:
     )
 
     def __post_init__(self) -> None:
-        exact = self._known.flow is not None and self._known.visible is not None
         if not isinstance(self._flow, tuple) and self._flow not in FLOWS:
             raise ValueError(
                 f"flow={self._flow!r}; expected (flow, visible) or one of {', '.join(FLOWS)}"
             )
-        if self._flow == "exact" and not exact:
+        if self._flow == "exact" and not self._exact:
             raise ValueError("flow='exact', but the source knows no flow; expected 'dis' or 'raft'")
 
     def __call__(
@@ -248,10 +247,13 @@ class Scorer:
     def _mask(self) -> Tensor | None:
         return self._known.mask if self.mask is None else self.mask
 
+    @property
+    def _exact(self) -> bool:
+        return self._known.flow is not None and self._known.visible is not None
+
     @cached_property
     def _flow(self) -> Flow | tuple[Tensor, Tensor]:
-        exact = self._known.flow is not None and self._known.visible is not None
-        return self.flow or ("exact" if exact else "dis")
+        return self.flow or ("exact" if self._exact else "dis")
 
     @cached_property
     def _words(self) -> Tensor:
