@@ -10,7 +10,8 @@ from clips import decibels, moving
 from PIL import Image
 
 from tfkit.reading import read_video
-from tfkit.video import Clip, to_uint8, video_bytes, write_video
+from tfkit.video import Clip, to_uint8, video_bytes
+from tfkit.writing import write_video
 
 
 def save(folder, *images):

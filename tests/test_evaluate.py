@@ -28,9 +28,10 @@ from tfkit.entries import named_clips
 from tfkit.evaluation import COLUMNS, difference, summary
 from tfkit.jobs import Meter, Portable
 from tfkit.menagerie import benchmark, film
+from tfkit.readers import TokenReader
 from tfkit.records import describe, key_of, open_folder, read_record, write_record
 from tfkit.scores import METRICS, Score, over_clips
-from tfkit.scoring import TokenReader, score
+from tfkit.scoring import score
 from tfkit.video import Clip
 
 FAST = {"steps": 2, "progress": False}
@@ -232,6 +233,13 @@ def test_structure_and_tracks_are_read_as_asked(evaluate, model, dino):
         assert row.value == pytest.approx(float(expected[metric]), rel=1e-6)
         assert row.measured_with == expected[metric].measured_with
     assert found.loc["structure_distance", prompt].measured_with.startswith(f"tokens: {dino} ")
+
+
+def test_a_folder_is_found_from_anywhere(evaluate, dino, monkeypatch):
+    monkeypatch.chdir(Path(dino).parent)
+    found = evaluate({"same": same}, TASKS[:1], "structure_distance", structure=Path(dino).name)
+    assert set(found.error) == {""}
+    assert all(how.startswith(f"tokens: {dino} ") for how in found.measured_with)
 
 
 def test_a_clip_is_read_once_for_all_its_edits(evaluate, monkeypatch):

@@ -12,8 +12,9 @@ from tfkit import fidelity, matches, metrics, raft, scoring, tokens, tracks
 from tfkit.clip import load_clip
 from tfkit.editing import Edit
 from tfkit.menagerie import film
+from tfkit.readers import TokenReader, name_of
 from tfkit.scores import METRICS, Score, ScoreTable, over_clips, settings_of
-from tfkit.scoring import Scorer, TokenReader, name_of, score
+from tfkit.scoring import Scorer, score
 from tfkit.video import Clip, resize
 
 SOURCE = film("a red cat walking on grass", frames=3)
@@ -289,6 +290,8 @@ def test_tokens_come_from_a_model_by_name():
         ((None, SOURCE, PROMPT), {}, r"edit is a NoneType; expected a Clip"),
         ((EDIT, SOURCE, PROMPT), {"flow": "lk"}, r"flow='lk'; expected \(flow, visible\) or one "),
         ((EDIT, SOURCE.frames, PROMPT), {"flow": "exact"}, r"the source knows no flow; expected"),
+        ((EDIT, SOURCE, PROMPT), {"structure": "dino"}, r"structure='dino': expected a function"),
+        ((EDIT, SOURCE, PROMPT), {"tokens": 3}, r"tokens=3: expected a function of frames"),
         ((EDIT, SOURCE, None), {}, r"prompt=None: expected a string"),
         ((EDIT, SOURCE, PROMPT), {"mask": SOURCE.mask[:2]}, r"mask is torch.bool \(2, 128, 128\)"),
     ],

@@ -10,7 +10,7 @@ import tfkit
 
 HOUSE = Path(tfkit.__file__).parent
 ORDER = [
-    "settings", "atomic", "codec", "video", "reading",
+    "settings", "atomic", "codec", "video", "reading", "writing",
     "menagerie.vocabulary", "menagerie.anatomy", "menagerie.species",
     "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world",
     "menagerie.tasks", "menagerie",
@@ -24,7 +24,7 @@ ORDER = [
     "metrics", "comparing", "session", "editing", "cost", "advice",
     "raft", "fidelity", "matches", "clip", "dino", "intervals",
     "choices", "preferences", "scores",
-    "scoring", "jobs", "entries", "evaluation", "tables", "overlays",
+    "readers", "scoring", "jobs", "entries", "evaluation", "tables", "paper", "overlays",
     "lettering", "plots", "charts", "demo", "timing", "growth", "full_size", "bench",
     "widgets.twin", "widgets.kernel", "widgets.composer", "widgets.compact", "widgets.page",
     "widgets.traits",

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import tfkit
-from tfkit import metrics, tables
+from tfkit import metrics, paper, tables
 from tfkit.evaluation import COLUMNS
 from tfkit.menagerie import benchmark
 
@@ -48,7 +48,7 @@ def test_edits_and_reconstructions_are_measured(small):
 
 
 def test_ours_stand_beside_the_papers(small):
-    beside = tables.beside_the_paper(small)
+    beside = paper.beside_the_paper(small)
     others = ["Text2Video-Zero", "Tune-A-Video", "FateZero", "Rerender"]
     own = ["joint attention", "fixed keyframes", "TokenFlow"]
     assert list(beside.index) == ["PnP, per frame", *others, *own]

@@ -8,9 +8,10 @@ import pytest
 import torch
 from clips import bare, decibels, moving
 
-from tfkit import reading, video
+from tfkit import reading, writing
 from tfkit.reading import read_video
-from tfkit.video import Clip, resize, show, to_uint8, video_bytes, write_video
+from tfkit.video import Clip, resize, show, to_uint8, video_bytes
+from tfkit.writing import write_video
 
 
 def with_truth(f=6, h=8, w=10):
@@ -112,7 +113,7 @@ def test_nothing_half_written_stays(tmp_path, monkeypatch):
         yield next(to_uint8(frames))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(video, "to_uint8", breaks)
+    monkeypatch.setattr(writing, "to_uint8", breaks)
     for name in ("a.mp4", "a.gif", "a"):
         with pytest.raises(KeyboardInterrupt):
             write_video(tmp_path / name, moving())

@@ -23,7 +23,8 @@ from tfkit.sampling import generate
 from tfkit.session import EditSession
 from tfkit.tokens import extract_tokens
 from tfkit.trajectory import Trajectory, open_trajectory
-from tfkit.video import Clip, write_video
+from tfkit.video import Clip
+from tfkit.writing import write_video
 
 __version__ = "0.1.0"
 

@@ -79,7 +79,7 @@ def run_edit(args: argparse.Namespace) -> None:
     from tfkit import advice
     from tfkit.methods import Method
     from tfkit.protocols import Propagation
-    from tfkit.video import check_output
+    from tfkit.writing import check_output
 
     output = args.output or Path(f"{Path(args.video).stem}-edited.mp4")
     check_output(output)

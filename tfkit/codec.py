@@ -16,6 +16,8 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
+from tfkit.settings import is_whole
+
 DEFAULT_FPS = 8.0
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -108,6 +110,12 @@ def _decoded(frame: av.VideoFrame, aspect: Fraction | None) -> np.ndarray:
 
 
 # --- writing ------------------------------------------------------------------------------------
+
+
+def check_crf(crf: object) -> None:
+    """Raises ValueError for what is no quality of H.264."""
+    if not is_whole(crf) or not 0 <= crf <= 51:
+        raise ValueError(f"crf={crf!r}; expected an integer from 0 (lossless) to 51 (smallest)")
 
 
 def write_movie(

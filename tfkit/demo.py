@@ -20,7 +20,8 @@ from tfkit.memory import peak_memory
 from tfkit.menagerie import film
 from tfkit.methods import PlugAndPlay
 from tfkit.propagation import PerFrame, TokenFlow
-from tfkit.video import Clip, check_output, write_video
+from tfkit.video import Clip
+from tfkit.writing import check_output, write_video
 
 T = TypeVar("T")
 

@@ -28,7 +28,7 @@ from tfkit.entries import (
     named_clips,
 )
 from tfkit.intervals import Interval, bootstrap
-from tfkit.jobs import Job, Meter, Portable, run
+from tfkit.jobs import Job, Meter, Portable, findable, run
 from tfkit.loading import MENAGERIE
 from tfkit.menagerie.tasks import Task
 from tfkit.records import open_folder
@@ -123,8 +123,9 @@ def evaluate(
         jobs = (
             delayed(run)(
                 Job(
-                    i, clip, changes, methods, names, own, portable, str(judge), flow, tokens,
-                    structure, tracks, steps, inversion, place, errors == "raise", meter,
+                    i, clip, changes, methods, names, own, portable, findable(str(judge)), flow,
+                    tokens, findable(structure), tracks, steps, inversion, place,
+                    errors == "raise", meter,
                 )  # one argument, and no large one: what Dask scatters dies with its worker
             )
             for i, (_, clip, changes) in enumerate(clips)

@@ -30,7 +30,8 @@ from tfkit.propagation import TokenFlow
 from tfkit.reading import open_video
 from tfkit.session import EditSession
 from tfkit.timing import Row, seconds
-from tfkit.video import Clip, resize, size_of, write_video
+from tfkit.video import Clip, resize, size_of
+from tfkit.writing import write_video
 
 CAPTION, PROMPT = "a striped orange fox on grass", "a fox at night"
 

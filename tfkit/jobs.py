@@ -27,9 +27,10 @@ from tfkit.editing import edit
 from tfkit.inversion import invert
 from tfkit.loading import MENAGERIE, load
 from tfkit.menagerie.tasks import Change, Task
+from tfkit.readers import Reader, TokenReader, name_of
 from tfkit.records import describe, key_of, read_record, write_record
 from tfkit.scores import Score
-from tfkit.scoring import Flow, Reader, Scorer, TokenReader, name_of
+from tfkit.scoring import Flow, Scorer
 from tfkit.trajectory import Trajectory
 from tfkit.video import Clip
 
@@ -57,6 +58,13 @@ class Meter:
             self.bar.update()
 
 
+def findable(given: T) -> T | str:
+    """A folder by its absolute path, for another process may work elsewhere; all else as given."""
+    if isinstance(given, str | Path) and str(given) != MENAGERIE and Path(given).is_dir():
+        return str(Path(given).absolute())
+    return given
+
+
 class Portable:
     """A model that is itself in its own process, and in any other is read there, once.
 
@@ -69,9 +77,7 @@ class Portable:
                 f"model={given!r}: expected a model, a name or folder that tfkit.load takes, or a "
                 "function that loads one"
             )
-        if isinstance(given, str | Path) and str(given) != MENAGERIE and Path(given).is_dir():
-            given = str(Path(given).absolute())  # another process may work elsewhere
-        self.given, self.expected = given, None
+        self.given, self.expected = findable(given), None
 
     def __getstate__(self) -> dict:
         if not isinstance(self.given, LatentDiffusion):
@@ -137,7 +143,8 @@ def run(job: Job) -> tuple[int, list[dict]]:
     """
     model, judge, structure = job.model.model(), _once("judge", load_clip, job.judge), job.structure
     if isinstance(structure, str | Path):
-        structure = _once("structure", load_dino, str(structure))
+        dino = functools.partial(load_dino, device=str(model.device))
+        structure = _once("structure", dino, str(structure))
     with _TURN:
         bench = Bench(job, model, judge, structure)
         found = []

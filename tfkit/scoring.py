@@ -15,16 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tfkit import clip as clips
-from tfkit import fidelity, hooks, raft
+from tfkit import fidelity, raft
 from tfkit.clip import CLIP, load_clip
-from tfkit.diffusion import LatentDiffusion
 from tfkit.editing import Edit
 from tfkit.loading import MENAGERIE
 from tfkit.matches import Matches, matches_by_field, matches_by_flow, token_consistency
 from tfkit.metrics import estimate_flow, resize_flow, warp_error
+from tfkit.readers import Reader, name_of
 from tfkit.records import key_of
 from tfkit.scores import Score
-from tfkit.tokens import Kind, check_timestep, extract_tokens, modules_of, noised
 from tfkit.tracks import grid_of, token_centers, track_points
 from tfkit.video import Clip, as_frames, resize, size_of
 
@@ -32,57 +31,10 @@ T = TypeVar("T")
 
 FLOWS = ("exact", "dis", "raft")
 Flow = Literal["exact", "dis", "raft"]
-Reader = Callable[[Tensor], Tensor]
 At = tuple[tuple[int, int], torch.device]  # the size and the device of an edit
 STILL = 0.5  # pixels a step: what tracks by tokens wander where nothing moves
 _ESTIMATED = {"occlusion": "forward-backward check"}  # see tfkit.metrics.trusted
 _WINDOW = f"{fidelity.WINDOW} x {fidelity.WINDOW} Gaussian"
-
-
-@dataclass(frozen=True, eq=False)
-class TokenReader:
-    """Reads any frames' tokens with one layer of one model at one timestep, noise put on.
-
-    Called with frames (f, 3, h, w) it returns (f, n, d); the same noise for source and edit.
-    Raises ValueError for a layer or timestep that is not there and for several layers.
-    """
-
-    model: LatentDiffusion
-    layer: str
-    timestep: int
-    kind: Kind = "output"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        found = hooks.match(self.model.unet, self.layer, modules_of(self.kind))
-        if len(found) != 1:
-            fits = ", ".join(found)
-            raise ValueError(f"layer={self.layer!r}: expected one layer, it fits {fits}")
-        check_timestep(self.timestep, self.model.scheduler.alphas_cumprod)
-
-    @property
-    def name(self) -> str:
-        """Model, layer, kind and timestep: what its tokens must share to be compared."""
-        kind = "" if self.kind == "output" else f" {self.kind}"
-        noise = f", noise {self.seed}" if self.seed else ""
-        return f"{name_of(self.model)} {self.layer}{kind} at t = {self.timestep}{noise}"
-
-    def __call__(self, frames: Tensor | Clip) -> Tensor:
-        source = noised(self.model, frames, seed=self.seed)
-        found = extract_tokens(
-            self.model, source, timestep=self.timestep, layers=self.layer, kind=self.kind
-        )
-        return next(iter(found.values()))
-
-
-def name_of(reader: object) -> str:
-    """What results call a model, a CLIP or a reader: its name, and of which weights.
-
-    The menagerie's are tfkit's own and have a name alone.
-    """
-    own = getattr(reader, "name", None) or getattr(reader, "__name__", None)
-    name, weights = str(own or type(reader).__name__), getattr(reader, "fingerprint", None)
-    return f"{name} {weights()[:8]}" if callable(weights) and name != MENAGERIE else name
 
 
 def score(
@@ -105,8 +57,8 @@ def score(
     the CLIP cannot tell it from the prompt, there is no directional and success CLIP. flow: the
     source's own where it is known, else DIS; or "raft", or (flow, visible) given. mask: the
     foreground (f, h, w), the source's own by default; without one, or where it covers all, there is
-    no background. tokens: reads frames' tokens (:class:`TokenReader`), for token consistency,
-    structure and motion. structure: another reader for the structure distance, such as
+    no background. tokens: reads frames' tokens (:class:`tfkit.readers.TokenReader`), for token
+    consistency, structure and motion. structure: another reader for the structure distance, such as
     tfkit.dino's. tracks: (edit's, source's), (f, m, 2) each, or what makes them of frames, by
     default followed by the tokens.
     `ScoreTable({name: score(...), ...})` prints many; :class:`Scorer` measures several edits of one
@@ -155,6 +107,13 @@ class Scorer:
     )
 
     def __post_init__(self) -> None:
+        for name in ("tokens", "structure", "tracks"):
+            reader = getattr(self, name)
+            if reader is not None and not callable(reader):
+                raise ValueError(
+                    f"{name}={reader!r}: expected a function of frames, such as "
+                    "tfkit.readers.TokenReader or what tfkit.dino.load_dino returns"
+                )
         if not isinstance(self._flow, tuple) and self._flow not in FLOWS:
             raise ValueError(
                 f"flow={self._flow!r}; expected (flow, visible) or one of {', '.join(FLOWS)}"

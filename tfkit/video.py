@@ -1,22 +1,16 @@
-"""Clips: holding, resizing, writing and showing video, as frames (f, 3, h, w) in [0, 1].
+"""Clips: holding, resizing and showing video, as frames (f, 3, h, w) in [0, 1].
 
-Everything is float32 in memory: 512 x 512 costs 3 MB a frame; writing converts one at a time.
-How a clip is read from disk is in reading.py.
+Everything is float32 in memory: 512 x 512 costs 3 MB a frame; showing converts one at a time.
+How clips come from disk is in reading.py, how they get there in writing.py.
 """
 
 import base64
-import glob
 import html
 import io
 import math
-import os
-import re
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from numbers import Real
-from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -26,14 +20,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tfkit import codec
-from tfkit.atomic import left_over, remove, replacing
 from tfkit.codec import DEFAULT_FPS
 from tfkit.settings import is_whole
 
 if TYPE_CHECKING:
     import IPython.display
 
-MOVIES = (".mp4", ".mov", ".mkv", ".m4v")
 TRUTH = ("flow", "visible", "parts", "mask", "depth")
 
 
@@ -186,95 +178,23 @@ def target_size(size: int | tuple[int, int], h: int, w: int) -> tuple[int, int]:
     return height, width
 
 
+def rate_of(frames: object, fps: float | int | None = None) -> float:
+    """Frames a second: those asked for, else a clip's own, else 8; ValueError for others."""
+    if fps is None:
+        fps = frames.fps if isinstance(frames, Clip) else DEFAULT_FPS
+    _check_fps(fps)
+    return float(fps)
+
+
 def _check_fps(fps: float | int) -> None:
     if not isinstance(fps, Real) or not 0.001 <= fps <= 1000:
         raise ValueError(f"fps={fps!r}; expected frames a second, from 0.001 to 1000")
 
 
-def write_video(
-    path: str | os.PathLike,
-    frames: Clip | Tensor | Iterable[Tensor],
-    fps: float | int | None = None,
-    *,
-    crf: int = 18,
-) -> Path:
-    """Write frames (f, 3, h, w) in [0, 1] to an mp4, a GIF (by suffix) or a folder of PNGs (none).
-
-    Chunks of frames, (n, 3, h, w) each, are taken and written one after the other.
-    fps: None takes the clip's own, or 8. crf: 0 (best) to 51; 6 more halve the size of an mp4.
-    H.264 needs even sides: the last row or column of an odd one is doubled. Missing parent folders
-    are made; the path appears only once it is complete, and a folder of numbered PNGs is replaced.
-    What a killed run left of it an hour ago or earlier is removed.
-    ValueError for other shapes, NaN, values outside [0, 1], or a suffix that is not one of these.
-    """
-    path = check_output(path)
-    suffix = path.suffix.lower()
-    fps, pixels = _to_write(frames, fps, crf)
-    for rest in left_over(path.parent, glob.escape(path.name), age=_STALE):
-        with suppress(OSError):  # somebody else's
-            remove(rest)
-    with replacing(path) as temporary:
-        if suffix in MOVIES:
-            codec.write_movie(temporary, pixels, fps, crf)
-        elif suffix == ".gif":
-            codec.write_gif(temporary, pixels, fps)
-        else:
-            codec.write_images(temporary, pixels)
-    return path
-
-
-def check_output(path: str | os.PathLike) -> Path:
-    """The path if `write_video` can write there; ValueError if not. For asking before long work."""
-    path = Path(path).expanduser()
-    suffix = path.suffix.lower()
-    if suffix not in (*MOVIES, ".gif", ""):
-        raise ValueError(
-            f"{str(path)!r} ends in {suffix!r}; expected {', '.join(MOVIES)}, .gif, "
-            "or no suffix for a folder of PNGs"
-        )
-    if path.is_dir() and (suffix or not all(_NUMBERED.fullmatch(p.name) for p in path.iterdir())):
-        raise ValueError(f"{str(path)!r} is a folder with other things in it; expected a new path")
-    return path
-
-
-_STALE = 3600  # seconds after which an unfinished video is nobody's any more
-_NUMBERED = re.compile(r"\d{4,}\.png")
-
-
-def _to_write(
-    frames: Clip | Tensor | Iterable[Tensor], fps: float | int | None, crf: int
-) -> tuple[float, Iterator[np.ndarray]]:
-    """The rate and the frames as bytes; what is in memory is checked before a file is touched."""
-    if not is_whole(crf) or not 0 <= crf <= 51:
-        raise ValueError(f"crf={crf!r}; expected an integer from 0 (lossless) to 51 (smallest)")
-    if fps is None:
-        fps = frames.fps if isinstance(frames, Clip) else DEFAULT_FPS
-    _check_fps(fps)
-    if isinstance(frames, Clip | Tensor) or not isinstance(frames, Iterable):
-        return float(fps), to_uint8(frames)
-    chunks = iter(frames)
-    first = next(chunks, None)
-    if first is None:
-        raise ValueError("frames hold no chunk; expected one of (n, 3, h, w) or more")
-    size = size_of(as_frames(first))
-    rest = (one for chunk in chunks for one in to_uint8(_of_size(chunk, size)))
-    return float(fps), chain(to_uint8(first), rest)
-
-
-def _of_size(chunk: Clip | Tensor, size: tuple[int, int]) -> Tensor:
-    frames = as_frames(chunk)
-    if size_of(frames) != size:
-        raise ValueError(
-            f"a chunk of frames has shape {tuple(frames.shape)}; expected {size[0]} x {size[1]} "
-            "pixels, as the first has"
-        )
-    return frames
-
-
 def video_bytes(frames: Clip | Tensor, fps: float | int | None = None, *, crf: int = 26) -> bytes:
     """The mp4 of `write_video`, in memory, for a page to embed; equal frames give equal bytes."""
-    fps, pixels = _to_write(frames, fps, crf)
-    memory = io.BytesIO()
+    codec.check_crf(crf)
+    fps, pixels, memory = rate_of(frames, fps), to_uint8(frames), io.BytesIO()
     codec.write_movie(memory, pixels, fps, crf)
     return memory.getvalue()
 
