@@ -8,6 +8,7 @@ import pytest
 
 import tfkit
 from tfkit import metrics, paper, tables
+from tfkit.__main__ import main
 from tfkit.evaluation import COLUMNS
 from tfkit.menagerie import benchmark
 
@@ -111,6 +112,35 @@ def test_what_is_beyond_the_floor_is_told_by_how_much_there_is():
     for wrong in ({"parts": 5}, {"base": "nobody"}):
         with pytest.raises(ValueError, match="expected a table of"):
             tables.beyond_the_floor(made_up(errors), **wrong)
+
+
+def test_more_steps_are_compared_on_the_prompts_that_both_tables_have():
+    few = made_up({"PnP, per frame": [4, 2, 9], "PnP, TokenFlow": [3, 2, 1]})
+    many = made_up({"PnP, per frame": [8, 4], "PnP, TokenFlow": [3, 2]})
+    some = {
+        steps: pd.concat([table, table.assign(metric="success", value=table.value * 100)])
+        for steps, table in ((10, few), (50, many))
+    }
+    found = tables.by_steps(some)
+    assert found.index.tolist() == [10, 50]
+    assert found["PnP, per frame"].tolist() == pytest.approx([3, 6])
+    assert found.share.tolist() == pytest.approx([5 / 6, 5 / 12])
+    assert found["success, PnP, TokenFlow"].tolist() == pytest.approx([25, 25])
+    for wrong in ({}, {10: few}, {10: some[10], 50: many.assign(metric="success")}):
+        with pytest.raises(ValueError, match="no prompt has"):
+            tables.by_steps(wrong)
+
+
+def test_some_methods_alone_are_measured_on_demand(tmp_path, capsys):
+    command = ["tables", "--clips", "2", "--frames", "2", "--prompts", "1", "--steps", "2",
+               "--folder", str(tmp_path / "kept"), "--only", "PnP, per frame"]  # fmt: skip
+    assert main(command) == 2 and not (tmp_path / "kept").exists()
+    assert "expected an --output" in capsys.readouterr().err
+    assert main([*command, "nothing", "--output", str(tmp_path / "t.csv")]) == 2
+    assert "some of 'PnP, per frame', 'PnP, first frame'" in capsys.readouterr().err
+    assert main([*command, "--output", str(tmp_path / "t.csv")]) == 0
+    table, about = tables.read_table(tmp_path / "t.csv")
+    assert set(table.method) == {"PnP, per frame", *tables.BOUNDS} and about["steps"] == 2
 
 
 def test_a_table_is_read_as_it_was_written(small, tmp_path):

@@ -28,6 +28,11 @@ def parser() -> argparse.ArgumentParser:
     every.add_argument("--prompts", type=int, default=3, help="of each clip's three")
     every.add_argument("--steps", type=int, default=16, help="of inversion and edit (16)")
     every.add_argument("--workers", type=int, default=1, help="clips at once (1)")
+    every.add_argument(
+        "--only", nargs="+", metavar="NAME",
+        help="some of the methods, such as 'PnP, TokenFlow', and no reconstructions; not for "
+        "notebook 11, which reads all: give an --output",
+    )  # fmt: skip
 
     one = commands.add_parser("edit", help="edit a video", description="Edits a video to a prompt.")
     one.add_argument("video", help="mp4, GIF, or a folder of images")
@@ -148,10 +153,21 @@ def run_tables(args: argparse.Namespace) -> None:
     from tfkit import evaluation, tables
 
     made_with = {name: getattr(args, name) for name in ("clips", "frames", "prompts", "steps")}
-    table = tables.measure(**made_with, folder=args.folder, n_jobs=args.workers)
+    chosen: dict[str, Any] = {}
+    if args.only:
+        unknown = [name for name in args.only if name not in tables.CONTENDERS]
+        if unknown or args.output is None:
+            raise ValueError(
+                f"--only {', '.join(map(repr, args.only))}: expected an --output, and some of "
+                + ", ".join(map(repr, tables.CONTENDERS))
+            )
+        some = {name: tables.CONTENDERS[name] for name in args.only}
+        chosen = {"contenders": some, "rebuilt": {}}
+    table = tables.measure(**made_with, **chosen, folder=args.folder, n_jobs=args.workers)
     path = tables.write_table(args.output or tables.STORED, table, **made_with)
-    print(evaluation.summary(table[table.metric != "psnr"]))
-    print(evaluation.summary(table[table.metric == "psnr"]))
+    for part in (table[table.metric != "psnr"], table[table.metric == "psnr"]):
+        if len(part):
+            print(evaluation.summary(part))
     print(f"wrote {path}: {len(table)} numbers")
 
 

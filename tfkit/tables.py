@@ -4,7 +4,8 @@
 
 edits every clip of :func:`tfkit.menagerie.benchmark` by every one of :data:`CONTENDERS`, which
 takes hours on a laptop and goes on where it was stopped, and writes the result beside this module,
-with all it was made with. Notebook 11 reads that file and makes a small part of it again.
+with all it was made with. Notebook 11 reads that file and makes a small part of it again. Another
+file beside it has two of them in the paper's 50 steps (``--steps 50 --prompts 1 --only ...``).
 """
 
 import json
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     import pandas
 
 STORED = Path(__file__).parent / "tables.csv"
+AT_50 = STORED.with_name("tables_50.csv")  # in as many steps as the paper takes
 GUIDANCE, INTERVAL = 4, 4  # classifier-free guidance; frames for each keyframe
 MEASURED = ("warp_error", "frame_consistency", "text_alignment", "success", "background_psnr")
 
@@ -104,6 +106,7 @@ def measure(
     prompts: int = 3,
     steps: int = 16,
     contenders: Mapping[str, Any] = CONTENDERS,
+    rebuilt: Mapping[str, Any] = REBUILT,
     **settings: Any,
 ) -> "pandas.DataFrame":
     """Edits, reconstructions and bounds, measured; settings: more of :func:`tfkit.evaluate`.
@@ -114,9 +117,11 @@ def measure(
     pandas = need_pandas("tfkit.tables")
     chosen = tasks(clips, frames, prompts)
     edits = evaluate(contenders, chosen, MEASURED, steps=steps, **settings)
-    films = {task.caption: (task.film(), task.caption) for task in chosen}
-    rebuilt = evaluate(REBUILT, films, psnr, steps=steps, **settings)
-    return pandas.concat([edits, rebuilt, bounds(chosen)], ignore_index=True)
+    parts = [edits, bounds(chosen)]
+    if rebuilt:
+        films = {task.caption: (task.film(), task.caption) for task in chosen}
+        parts.insert(1, evaluate(rebuilt, films, psnr, steps=steps, **settings))
+    return pandas.concat(parts, ignore_index=True)
 
 
 @torch.no_grad()
@@ -212,6 +217,40 @@ def beyond_the_floor(
     rows.loc["all"] = errors.mean()
     floor, before, after = (rows[name] for name in rows.columns)
     return rows.assign(share=after / before, beyond=(after - floor) / (before - floor))
+
+
+def by_steps(
+    some: Mapping[int, "pandas.DataFrame"],
+    base: str = "PnP, per frame",
+    method: str = "PnP, TokenFlow",
+) -> "pandas.DataFrame":
+    """What more steps do to a method's share of another's warp error, and to success.
+
+    some: tables of :func:`measure` by their number of steps. A row for each, of the prompts that
+    all have: mean warp errors x 10^3, the share of one in the other, and the success of both in %.
+    Raises ValueError where no prompt is in all with both methods.
+    """
+    pandas, found = need_pandas("tfkit.tables"), {}
+    wanted = [(metric, name) for metric in ("warp_error", "success") for name in (base, method)]
+    for steps, table in some.items():
+        rows = table.pivot_table("value", ["clip", "prompt"], ["metric", "method"])
+        found[steps] = rows.reindex(columns=wanted).dropna()
+    prompts = [set(rows.index) for rows in found.values()]
+    common = sorted(set.intersection(*prompts)) if prompts else []
+    if not common:
+        raise ValueError(
+            f"no prompt has warp error and success of {base!r} and {method!r} in all of "
+            f"{len(found)} tables: expected tables of tfkit.tables.measure with both"
+        )
+    means = pandas.DataFrame({steps: rows.loc[common].mean() for steps, rows in found.items()}).T
+    errors, success = 1e3 * means["warp_error"], 100 * means["success"]
+    return pandas.DataFrame(
+        {
+            **{name: errors[name] for name in (base, method)},
+            "share": errors[method] / errors[base],
+            **{f"success, {name}": success[name] for name in (base, method)},
+        }
+    )
 
 
 def write_table(path: str | Path, table: "pandas.DataFrame", **made_with: Any) -> Path:
