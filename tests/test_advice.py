@@ -18,6 +18,7 @@ from tfkit.__main__ import main
 from tfkit.advice import edge_agreement, examine, prompt_notes, quality_notes
 from tfkit.memory import available_memory
 from tfkit.passes import Plan
+from tfkit.truth import TrueFlow
 
 QUIET = {"progress": False}
 
@@ -167,7 +168,7 @@ def test_only_what_carries_tokens_leaves_the_source_out_of_a_pass(model, way, fl
     """Joint attention to keyframes has keyframes, and the source in every pass all the same."""
     plan = Plan("a dog", "", 7.5, tfkit.PlugAndPlay(), way)
     told = cost.cost_of(model, (7, 3, 8 * model.factor, 8 * model.factor), plan, 2)
-    assert told.own and told.flows == flows
+    assert told.branches == 3 and (told.passes(prepared=True) < told.passes()) == flows
 
 
 def test_first_frame_attention_is_joint_in_no_pass(model):
@@ -225,7 +226,9 @@ def test_what_is_kept_of_the_source_is_told_beforehand_and_what_it_saves(model, 
     size = sum(
         values.nbytes for step in kept for name, values in step.part(0).items() if name != "frames"
     )
-    assert told.source == size and told.taken == len(kept)
+    assert told.source == size
+    saved = len(kept) * told.carried * told.branch.seconds
+    assert told.edit() - told.edit(prepared=True) == pytest.approx(saved)
     seen = []
     with hooks.rewrite(model.unet, {"conv_in": lambda out: seen.append(len(out)) or out}):
         session.step()
@@ -321,7 +324,7 @@ def test_the_memory_that_is_told_is_about_what_is_taken(frames, side, batch):
     assert 0.5 < told / taken < 2.5, (told / 2**20, taken / 2**20)
 
 
-def test_what_does_not_fit_is_told_with_what_would(model, monkeypatch):
+def test_what_does_not_fit_is_told_with_what_would(model, fox, monkeypatch):
     frames = torch.rand(12, 3, 64, 64)
     roomy = tfkit.preflight(model, frames, "a dog", steps=4)
     assert roomy.fits and not roomy.notes and "fits" in str(roomy)
@@ -347,18 +350,23 @@ def test_what_does_not_fit_is_told_with_what_would(model, monkeypatch):
     kept = held | {"budget": told.source}
     assert told.memory(8, **held) + told.source == told.memory(8, **kept)
     assert "with budget=0" in advice._advice(told, told.memory(8, **held), 8, kept)
-    many = replace(told, keyframes=60, window=None)
+    wide, joint, true = (
+        replace(plan, propagation=way)
+        for way in (tfkit.TokenFlow(window=None), tfkit.ExtendedAttention(), TrueFlow(clip=fox))
+    )
+    many = replace(told, plan=wide, frames=480, keyframes=60)
+    long = replace(told, plan=joint, frames=8192, keyframes=None)
     bare = {"folder": True, "pictures": False, "budget": 0}
-    narrow = advice._advice(many, replace(many, window=15).memory(1, **bare), 8, held)
+    narrower = list(many.narrower())
+    assert [cost.seen for cost in narrower] == [30, 15, 7, 3]
+    assert not [*long.narrower(), *replace(many, plan=true).narrower()]  # these have no window
+    narrow = advice._advice(many, narrower[1].memory(1, **bare), 8, held)
     assert narrow == "it fits with all that, and a propagation of window=15 (--window)"
-    long = replace(told, frames=8192, keyframes=1024, window=None, windowed=False)
     free = 2 * told.memory(1, **bare)
     few = advice._advice(long, free, 8, held)
     assert re.fullmatch(r"it fits with all that, and \d+ frames", few)
     count = int(few.split()[-2])
-    less, more = (
-        replace(long, frames=n, keyframes=n // 8).memory(1, **bare) for n in (count, 2 * count)
-    )
+    less, more = (replace(long, frames=n).memory(1, **bare) for n in (count, 2 * count))
     assert less <= free < more
 
 

@@ -21,7 +21,7 @@ from tfkit.methods import Method, PlugAndPlay
 from tfkit.metrics import psnr
 from tfkit.passes import Plan
 from tfkit.propagation import TokenFlow
-from tfkit.protocols import LEAST_WINDOW, Propagation
+from tfkit.protocols import Propagation
 from tfkit.reading import VideoFile
 from tfkit.session import EditSession
 from tfkit.settings import check_whole
@@ -269,15 +269,14 @@ def _advice(cost: Cost, free: int, batch: int, room: Room) -> str:
             "tfkit.invert(..., folder=...), EditSession.run and .stream; the command line does so "
             "with --trajectory"
         )
-    seen = cost.seen
-    while cost.windowed and seen > LEAST_WINDOW:
-        seen = max(seen // 2, LEAST_WINDOW)
-        if replace(cost, window=seen).memory(1, **room) <= free:
-            return f"it fits with all that, and a propagation of window={seen} (--window)"
+    for narrow in cost.narrower():
+        if narrow.memory(1, **room) <= free:
+            return f"it fits with all that, and a propagation of window={narrow.seen} (--window)"
     fewer = cost.frames
     while fewer > 1:
         fewer //= 2
-        small = replace(cost, frames=fewer, keyframes=-(-cost.keyframes * fewer // cost.frames))
+        keyframes = cost.keyframes and -(-cost.keyframes * fewer // cost.frames)
+        small = replace(cost, frames=fewer, keyframes=keyframes)
         if small.memory(1, **room) <= free:
             return f"it fits with all that, and {fewer} frames"
     return "it does not fit; take smaller frames, or a GPU with float16"
