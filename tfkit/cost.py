@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from tfkit import hooks
 from tfkit.attention import FlowAttention, JointAttention, KeyframeAttention, field_dtype
+from tfkit.autoencoder import SHARE
 from tfkit.control import Controlled, ControlNet
 from tfkit.diffusion import LatentDiffusion
 from tfkit.keyframes import key_blocks
@@ -166,16 +167,21 @@ class Cost:
         """Bytes that keeping all that edits read of the source takes."""
         return self.carried * self.read
 
-    def memory(self, batch: int, *, folder: bool, pictures: bool, budget: int) -> int:
-        """Bytes at the peak. folder: the trajectory is kept in one. pictures: all frames are held,
-        before and after. budget: bytes of what is read of the source that are held too."""
+    def memory(self, batch: int, free: int, *, folder: bool, pictures: bool, budget: int) -> int:
+        """Bytes at the peak where so many are free, within which the autoencoder keeps.
+
+        It takes a frame at least: to cut one into tiles costs quality. folder: the trajectory is
+        kept in one. pictures: all frames are held, before and after. budget: bytes of what is read
+        of the source that are held too.
+        """
         together = max(len(block.own) for block in key_blocks(self.joint, self.seen))
         apart = min(batch, self.others) * (self.branches - (self.carried > 0))  # its source before
         most = max(together * self.branches, apart)
         passes = most * self.branch.bytes + self.seen * self.kept + self.beside
-        coding = min(batch, self.frames) * max(self.encode.bytes, self.decode.bytes)
         levels = (3 if folder else self.steps + 3) * self.frames * self.latent
         held = levels + min(self.source, budget) + pictures * 2 * self.frames * self.picture
+        one = max(self.encode.bytes, self.decode.bytes)
+        coding = one * min(batch, self.frames, max(int(SHARE * (free - held)) // one, 1))
         return max(passes, coding) + held
 
     def narrower(self) -> Iterator["Cost"]:
