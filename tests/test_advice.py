@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from pipelines import moving_latents
 
 import tfkit
-from tfkit import advice, cost, hooks, memory
+from tfkit import advice, autoencoder, cost, hooks, memory
 from tfkit.__main__ import main
 from tfkit.advice import edge_agreement, examine, prompt_notes, quality_notes
 from tfkit.memory import available_memory
 from tfkit.passes import Plan
+from tfkit.truth import TrueFlow
 
 QUIET = {"progress": False}
+ROOMY = 2**50  # bytes that are free
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +169,7 @@ def test_only_what_carries_tokens_leaves_the_source_out_of_a_pass(model, way, fl
     """Joint attention to keyframes has keyframes, and the source in every pass all the same."""
     plan = Plan("a dog", "", 7.5, tfkit.PlugAndPlay(), way)
     told = cost.cost_of(model, (7, 3, 8 * model.factor, 8 * model.factor), plan, 2)
-    assert told.own and told.flows == flows
+    assert told.branches == 3 and (told.passes(prepared=True) < told.passes()) == flows
 
 
 def test_first_frame_attention_is_joint_in_no_pass(model):
@@ -177,7 +179,9 @@ def test_first_frame_attention_is_joint_in_no_pass(model):
     few, many = (cost.cost_of(model, (f, 3, side, side), plan, 1) for f in (12, 48))
     latents = 3 * (48 - 12) * few.latent
     assert many.seen == few.seen == 0
-    assert many.memory(4, **room) - latents == pytest.approx(few.memory(4, **room), rel=0.05)
+    assert many.memory(4, ROOMY, **room) - latents == pytest.approx(
+        few.memory(4, ROOMY, **room), rel=0.05
+    )
 
 
 def test_a_controlnets_share_is_counted(menagerie):
@@ -191,7 +195,28 @@ def test_a_controlnets_share_is_counted(menagerie):
     assert beside.beside == sum(x.nbytes for x in net.parameters())
     assert beside.branch.bytes > alone.branch.bytes
     room = {"folder": True, "pictures": False, "budget": 0}
-    assert beside.memory(2, **room) > alone.memory(2, **room) + beside.beside
+    assert beside.memory(2, ROOMY, **room) > alone.memory(2, ROOMY, **room) + beside.beside
+
+
+def test_the_autoencoder_is_told_to_take_what_it_would(menagerie, monkeypatch):
+    """It keeps within what is free; nobody need make the batch smaller for it."""
+    frames, way = torch.rand(8, 3, 128, 128), tfkit.PerFrame()
+    plan = Plan("a fox", "", 1, tfkit.Plain(), way)
+    told = cost.cost_of(menagerie, tuple(frames.shape), plan, 2)
+    room = {"folder": False, "pictures": True, "budget": 0}
+    most, one = told.memory(8, ROOMY, **room), told.decode.bytes
+    free = most - 2 * one
+    assert told.memory(8, free, **room) < free
+    assert told.memory(1, 0, **room) == told.memory(1, ROOMY, **room)  # a frame at least
+    monkeypatch.setattr(advice, "available_memory", lambda device: free)
+    settings = {"steps": 2, "guidance": 1, "method": plan.method, "propagation": way, "budget": 0}
+    report = tfkit.preflight(menagerie, frames, "a fox", **settings)
+    assert report.fits and not report.notes
+    held = most - 8 * one
+    monkeypatch.setattr(autoencoder, "available_memory", lambda device: free - held)
+    with cost.Live() as live:
+        menagerie.decode(torch.zeros(8, 4, *menagerie.grid(128, 128)))
+    assert 0.6 < live.peak / (report.memory - held) < 1.1
 
 
 class Looks(tfkit.Plain):
@@ -225,7 +250,9 @@ def test_what_is_kept_of_the_source_is_told_beforehand_and_what_it_saves(model, 
     size = sum(
         values.nbytes for step in kept for name, values in step.part(0).items() if name != "frames"
     )
-    assert told.source == size and told.taken == len(kept)
+    assert told.source == size
+    saved = len(kept) * told.carried * told.branch.seconds
+    assert told.edit() - told.edit(prepared=True) == pytest.approx(saved)
     seen = []
     with hooks.rewrite(model.unet, {"conv_in": lambda out: seen.append(len(out)) or out}):
         session.step()
@@ -321,15 +348,15 @@ def test_the_memory_that_is_told_is_about_what_is_taken(frames, side, batch):
     assert 0.5 < told / taken < 2.5, (told / 2**20, taken / 2**20)
 
 
-def test_what_does_not_fit_is_told_with_what_would(model, monkeypatch):
+def test_what_does_not_fit_is_told_with_what_would(model, fox, monkeypatch):
     frames = torch.rand(12, 3, 64, 64)
     roomy = tfkit.preflight(model, frames, "a dog", steps=4)
     assert roomy.fits and not roomy.notes and "fits" in str(roomy)
     plan = Plan("a dog", "", 7.5, tfkit.PlugAndPlay(), tfkit.TokenFlow())
     told = cost.cost_of(model, tuple(frames.shape), plan, 4)
     held = {"folder": False, "pictures": True, "budget": 0}
-    free = told.memory(2, **held)
-    assert free < told.memory(8, **held)
+    free = told.memory(2, ROOMY, **held)
+    assert free < told.memory(8, ROOMY, **held)
     monkeypatch.setattr(advice, "available_memory", lambda device: free)
     tight = tfkit.preflight(model, frames, "a dog", steps=4)
     assert not tight.fits and "it fits with batch=" in tight.notes[-1] and "does not" in str(tight)
@@ -345,20 +372,25 @@ def test_what_does_not_fit_is_told_with_what_would(model, monkeypatch):
         ]
     )
     kept = held | {"budget": told.source}
-    assert told.memory(8, **held) + told.source == told.memory(8, **kept)
-    assert "with budget=0" in advice._advice(told, told.memory(8, **held), 8, kept)
-    many = replace(told, keyframes=60, window=None)
+    assert told.memory(8, ROOMY, **held) + told.source == told.memory(8, ROOMY, **kept)
+    assert "with budget=0" in advice._advice(told, told.memory(8, ROOMY, **held), 8, kept)
+    wide, joint, true = (
+        replace(plan, propagation=way)
+        for way in (tfkit.TokenFlow(window=None), tfkit.ExtendedAttention(), TrueFlow(clip=fox))
+    )
+    many = replace(told, plan=wide, frames=480, keyframes=60)
+    long = replace(told, plan=joint, frames=8192, keyframes=None)
     bare = {"folder": True, "pictures": False, "budget": 0}
-    narrow = advice._advice(many, replace(many, window=15).memory(1, **bare), 8, held)
+    narrower = list(many.narrower())
+    assert [cost.seen for cost in narrower] == [30, 15, 7, 3]
+    assert not [*long.narrower(), *replace(many, plan=true).narrower()]  # these have no window
+    narrow = advice._advice(many, narrower[1].memory(1, ROOMY, **bare), 8, held)
     assert narrow == "it fits with all that, and a propagation of window=15 (--window)"
-    long = replace(told, frames=8192, keyframes=1024, window=None, windowed=False)
-    free = 2 * told.memory(1, **bare)
+    free = 2 * told.memory(1, ROOMY, **bare)
     few = advice._advice(long, free, 8, held)
     assert re.fullmatch(r"it fits with all that, and \d+ frames", few)
     count = int(few.split()[-2])
-    less, more = (
-        replace(long, frames=n, keyframes=n // 8).memory(1, **bare) for n in (count, 2 * count)
-    )
+    less, more = (replace(long, frames=n).memory(1, ROOMY, **bare) for n in (count, 2 * count))
     assert less <= free < more
 
 

@@ -8,6 +8,7 @@ import torch
 
 import tfkit
 from tfkit.__main__ import main
+from tfkit.memory import fitting
 from tfkit.session import EditSession
 
 
@@ -50,7 +51,13 @@ def test_out_of_memory_is_a_line_with_advice(video, monkeypatch, capsys):
     monkeypatch.setattr("tfkit.__main__.run_edit", full)
     assert main(["edit", str(video), "a dog"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("tfkit: error: out of memory") and error.count("\n") == 1
+    assert error.startswith('tfkit: error: out of memory: "DefaultCPU') and error.count("\n") == 1
+    assert "--check" in error
+    monkeypatch.setattr("tfkit.__main__.run_edit", lambda args: fitting(full, 1))
+    assert main(["edit", str(video), "a dog"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("tfkit: error: out of memory even with batch=1: ")
+    assert error.count("out of memory") == 1 and error.count("\n") == 1
 
     def broken(args):
         raise RuntimeError("a bug")

@@ -52,13 +52,54 @@ def test_it_halves_until_it_fits_and_says_so():
     assert tried == [11, 5, 2]
 
 
-@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("too much"), RuntimeError("a bug")])
-def test_what_halving_does_not_cure_is_raised(error):
+def test_other_errors_are_raised_as_they_are():
+    def work(batch):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        fitting(work, 8)
+
+
+@pytest.mark.filterwarnings("ignore:out of memory")
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA: 9 GiB\nat a place"), "'CUDA: 9 GiB'"),
+        (RuntimeError("can't allocate memory"), '"can\'t allocate memory"'),
+        (MemoryError(), "'MemoryError'"),
+    ],
+)
+def test_what_halving_does_not_cure_is_said_once_with_what_was_tried(error, said):
     def work(batch):
         raise error
 
-    with pytest.raises(type(error), match=str(error)):
-        fitting(work, 1 if isinstance(error, torch.cuda.OutOfMemoryError) else 8)
+    def nested(batch):
+        tried.append(batch)
+        return fitting(work, 2 * batch, name="tile", least=2)
+
+    with pytest.raises(MemoryError) as failed:
+        fitting(work, 5)
+    assert str(failed.value).startswith(f"out of memory even with batch=1: {said}. tfkit.preflight")
+    assert "window" in str(failed.value) and failed.value.__cause__ is error
+    tried = []
+    with pytest.raises(MemoryError) as failed:
+        fitting(nested, 4)
+    assert tried == [4, 2, 1] and failed.value.__cause__ is error
+    assert str(failed.value).startswith(f"out of memory even with tile=2: {said}. tfkit.preflight")
+    assert str(failed.value).count("out of memory") == 1
+
+
+def test_an_edit_that_no_batch_makes_fit_says_what_would(model):
+    source = tfkit.invert(model, moving_latents(2, 8, 8).double(), "a cat", steps=1, **QUIET)
+    handle = small(model.unet, 0)
+    try:
+        with (
+            pytest.raises(MemoryError, match=r"even with batch=1: 'CUDA out of memory'\. tfkit\."),
+            pytest.warns(UserWarning, match="going on with batch=1"),
+        ):
+            tfkit.edit(model, source, "a dog", batch=2, **QUIET)
+    finally:
+        handle.remove()
 
 
 def small(module, most):
@@ -161,7 +202,10 @@ def test_no_more_is_coded_at_once_than_there_is_room_for(large, monkeypatch):
 def test_a_small_frame_is_never_cut(model):
     handle = narrow(model.vae.decoder, 4)
     try:
-        with pytest.raises(torch.cuda.OutOfMemoryError), pytest.warns(UserWarning, match="batch="):
+        with (
+            pytest.raises(MemoryError, match="even with batch=1"),
+            pytest.warns(UserWarning, match="batch="),
+        ):
             model.decode(moving_latents(2, 8, 8))
     finally:
         handle.remove()

@@ -191,15 +191,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"tfkit: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
-        from tfkit.memory import is_out_of_memory
+        from tfkit.memory import is_out_of_memory, told
 
         if not is_out_of_memory(error):
             raise
-        print(
-            "tfkit: error: out of memory. A smaller --size, fewer --frames or a larger --interval "
-            "need less; --check says how much an edit takes",
-            file=sys.stderr,
-        )
+        print(f"tfkit: error: {told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("tfkit: stopped", file=sys.stderr)

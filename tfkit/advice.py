@@ -21,7 +21,7 @@ from tfkit.methods import Method, PlugAndPlay
 from tfkit.metrics import psnr
 from tfkit.passes import Plan
 from tfkit.propagation import TokenFlow
-from tfkit.protocols import LEAST_WINDOW, Propagation
+from tfkit.protocols import Propagation
 from tfkit.reading import VideoFile
 from tfkit.session import EditSession
 from tfkit.settings import check_whole
@@ -132,7 +132,8 @@ def preflight(
         "pictures": not isinstance(video, VideoFile),
         "budget": 0 if folder else budget,
     }
-    memory, free = cost.memory(batch, **room), available_memory(model.device)
+    free = available_memory(model.device)
+    memory = cost.memory(batch, free, **room)
     notes, quality = prompt_notes(model, prompt, source_prompt, negative_prompt), None
     if isinstance(video, Trajectory) and "control" not in video.conditions:
         quality = reconstruction_psnr(model, video)
@@ -256,29 +257,28 @@ def _edges(frames: Tensor) -> Tensor:
 
 def _advice(cost: Cost, free: int, batch: int, room: Room) -> str:
     """The first thing that makes it fit, the least painful one first."""
-    if cost.memory(batch, **room | {"budget": 0}) <= free:
+    if cost.memory(batch, free, **room | {"budget": 0}) <= free:
         return "it fits with budget=0: nothing is kept of the source for further edits"
     while batch > 1:
         batch //= 2
-        if cost.memory(batch, **room) <= free:
+        if cost.memory(batch, free, **room) <= free:
             return f"it fits with batch={batch}"
     room = {"folder": True, "pictures": False, "budget": 0}
-    if cost.memory(1, **room) <= free:
+    if cost.memory(1, free, **room) <= free:
         return (
             "it fits with batch=1 where frames and trajectory are not held: tfkit.open_video, "
             "tfkit.invert(..., folder=...), EditSession.run and .stream; the command line does so "
             "with --trajectory"
         )
-    seen = cost.seen
-    while cost.windowed and seen > LEAST_WINDOW:
-        seen = max(seen // 2, LEAST_WINDOW)
-        if replace(cost, window=seen).memory(1, **room) <= free:
-            return f"it fits with all that, and a propagation of window={seen} (--window)"
+    for narrow in cost.narrower():
+        if narrow.memory(1, free, **room) <= free:
+            return f"it fits with all that, and a propagation of window={narrow.seen} (--window)"
     fewer = cost.frames
     while fewer > 1:
         fewer //= 2
-        small = replace(cost, frames=fewer, keyframes=-(-cost.keyframes * fewer // cost.frames))
-        if small.memory(1, **room) <= free:
+        keyframes = cost.keyframes and -(-cost.keyframes * fewer // cost.frames)
+        small = replace(cost, frames=fewer, keyframes=keyframes)
+        if small.memory(1, free, **room) <= free:
             return f"it fits with all that, and {fewer} frames"
     return "it does not fit; take smaller frames, or a GPU with float16"
 

@@ -33,7 +33,8 @@ def encode(
 ) -> Float[Tensor, "f c h w"]:
     """Posterior means of frames in [0, 1], resized to what latents of ``grid`` (h, w) span.
 
-    Raises NonFiniteError where the VAE overflows.
+    Raises NonFiniteError where the VAE overflows, MemoryError where
+    memory runs out even for a small frame or a tile.
     """
     h, w = (side * factor_of(vae) for side in grid)
 
@@ -53,7 +54,8 @@ def decode(
 ) -> Float[Tensor, "f 3 H W"]:
     """Frames in [0, 1], resized to ``size`` (H, W) if given.
 
-    Raises NonFiniteError where the VAE overflows.
+    Raises NonFiniteError where the VAE overflows, MemoryError where
+    memory runs out even for a small frame or a tile.
     """
 
     def decoded(chunk: Tensor) -> Tensor:

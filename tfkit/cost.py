@@ -6,8 +6,9 @@ counted as they come and go; the libraries' own workspaces and fragmentation com
 
 import time
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -19,14 +20,17 @@ from torch.utils._pytree import tree_leaves
 
 from tfkit import hooks
 from tfkit.attention import FlowAttention, JointAttention, KeyframeAttention, field_dtype
+from tfkit.autoencoder import SHARE
 from tfkit.control import Controlled, ControlNet
 from tfkit.diffusion import LatentDiffusion
 from tfkit.keyframes import key_blocks
 from tfkit.methods import Method, Moment, Plain, PlugAndPlay
 from tfkit.passes import Plan
 from tfkit.planning import plan_steps
-from tfkit.protocols import Carrying, Windowed
+from tfkit.protocols import LEAST_WINDOW, Carrying, Windowed
 from tfkit.trajectory import CLEAN, Trajectory
+
+JOINT = JointAttention | KeyframeAttention | FlowAttention
 
 
 class Live(TorchDispatchMode):
@@ -89,26 +93,19 @@ def measured(work: Callable[[], object], frames: int) -> Pass:
 
 @dataclass(frozen=True)
 class Cost:
-    """What an edit of ``frames`` frames in ``steps`` steps is made of.
+    """What an edit by ``plan`` of a clip inverted in so many steps is made of.
 
-    unet, encode, decode: a frame's share. branch: the same of a pass of the edit, a ControlNet's
-    share with it; beside: bytes of its weights. attending: seconds of a frame's attention to a
-    keyframe, in all layers and edited branches. kept: bytes that a keyframe's tokens take. read:
-    bytes that are kept of a carried frame's source, in all steps. latent: bytes of a frame's
-    latents, picture: of its pixels.
+    keyframes: of a step, None where there are none. unet, encode, decode: a frame's share. branch:
+    the same of a pass of the edit, a ControlNet's share with it; beside: bytes of its weights.
+    attending: seconds of a frame's attention to another, in all layers and edited branches. kept:
+    bytes that a keyframe's tokens take. read: bytes that are kept of a carried frame's source, in
+    all steps. latent: bytes of a frame's latents, picture: of its pixels.
     """
 
+    plan: Plan
     frames: int
-    steps: int  # of the inversion
-    taken: int  # of these, by the edit
-    keyframes: int  # of a step; without any, all frames are each other's
-    window: int | None  # how many of them each attends to at the most
-    windowed: bool  # whether that can be chosen
-    joint: bool  # whether they attend to each other at all
-    branches: int
-    own: bool  # whether the source is among the branches
-    flows: bool  # whether tokens are carried
-    anew: bool  # whether they are carried to keyframes as well
+    steps: int
+    keyframes: int | None
     unet: Pass
     branch: Pass
     beside: int
@@ -121,48 +118,81 @@ class Cost:
     picture: int
 
     @property
+    def branches(self) -> int:
+        """Branches of a pass: the prompt's, the negative one and the source's."""
+        return 1 + (self.plan.guidance != 1) + self.plan.reads_source
+
+    @property
+    def joint(self) -> int:
+        """Frames that attend to each other: keyframes, or all where there are none."""
+        if not isinstance(self.plan.propagation.attention(2, True), JOINT):
+            return 0
+        return self.frames if self.keyframes is None else self.keyframes
+
+    @property
     def seen(self) -> int:
-        """How many keyframes each attends to."""
-        return self.joint * min(self.keyframes, self.window or self.keyframes)
+        """How many of these each attends to."""
+        way = self.plan.propagation
+        window = way.window if self.keyframes is not None and isinstance(way, Windowed) else None
+        return min(self.joint, window or self.joint)
+
+    @property
+    def others(self) -> int:
+        """Frames that go in passes of their own: those not joint, or all where all are carried."""
+        way = self.plan.propagation
+        return self.frames - self.joint * (not isinstance(way, Carrying) or not way.alters_source)
+
+    @property
+    def carried(self) -> int:
+        """Of these, frames that tokens are carried to: all of them or none."""
+        return self.others * isinstance(self.plan.propagation, Carrying)
 
     def inversion(self, refined: int = 0) -> float:
         """Seconds. refined: how often each step is, by fixed point."""
         return self.frames * (self.encode.seconds + self.steps * (1 + refined) * self.unet.seconds)
 
-    @property
-    def carried(self) -> int:
-        """Frames that tokens are carried to."""
-        return self.flows * (self.frames - (not self.anew) * self.keyframes)
-
     def passes(self, *, prepared: bool = False) -> int:
         """Frames that go through the UNet in a step. prepared: the source was read before."""
-        others = self.carried if self.flows else self.frames - self.keyframes
-        every = self.branches * (self.keyframes + others)
-        return every - (prepared and self.own) * self.carried
+        return self.branches * (self.joint + self.others) - prepared * self.carried
 
     def edit(self, *, prepared: bool = False) -> float:
         """Seconds, decoded. prepared: the source was read before."""
-        attending = (self.keyframes if self.flows else self.frames) * self.seen * self.attending
+        attending = (self.joint if self.carried else self.frames) * self.seen * self.attending
         step = self.passes(prepared=prepared) * self.branch.seconds + attending
-        return self.taken * step + self.frames * self.decode.seconds
+        taken = self.steps - self.plan.method.first_step(self.steps)
+        return taken * step + self.frames * self.decode.seconds
 
     @property
     def source(self) -> int:
         """Bytes that keeping all that edits read of the source takes."""
         return self.carried * self.read
 
-    def memory(self, batch: int, *, folder: bool, pictures: bool, budget: int) -> int:
-        """Bytes at the peak. folder: the trajectory is kept in one. pictures: all frames are held,
-        before and after. budget: bytes of what is read of the source that are held too."""
-        blocks = key_blocks(self.keyframes, self.window) if self.joint else []
-        together = max((len(block.own) for block in blocks), default=0) * self.branches
-        rest = self.carried if self.flows else self.frames - self.joint * self.keyframes
-        others = min(batch, rest) * (self.branches - (self.own and self.flows))
-        passes = max(together, others) * self.branch.bytes + self.seen * self.kept + self.beside
-        coding = min(batch, self.frames) * max(self.encode.bytes, self.decode.bytes)
+    def memory(self, batch: int, free: int, *, folder: bool, pictures: bool, budget: int) -> int:
+        """Bytes at the peak where so many are free, within which the autoencoder keeps.
+
+        It takes a frame at least: to cut one into tiles costs quality. folder: the trajectory is
+        kept in one. pictures: all frames are held, before and after. budget: bytes of what is read
+        of the source that are held too.
+        """
+        together = max(len(block.own) for block in key_blocks(self.joint, self.seen))
+        apart = min(batch, self.others) * (self.branches - (self.carried > 0))  # its source before
+        most = max(together * self.branches, apart)
+        passes = most * self.branch.bytes + self.seen * self.kept + self.beside
         levels = (3 if folder else self.steps + 3) * self.frames * self.latent
         held = levels + min(self.source, budget) + pictures * 2 * self.frames * self.picture
+        one = max(self.encode.bytes, self.decode.bytes)
+        coding = one * min(batch, self.frames, max(int(SHARE * (free - held)) // one, 1))
         return max(passes, coding) + held
+
+    def narrower(self) -> Iterator["Cost"]:
+        """The same where each attends to half as many keyframes, a quarter, as far as it can."""
+        way, seen = self.plan.propagation, self.seen
+        if self.keyframes is None or not isinstance(way, Windowed) or not is_dataclass(way):
+            return
+        with suppress(ValueError):  # of one that takes no other window
+            while seen > LEAST_WINDOW:
+                seen = max(seen // 2, LEAST_WINDOW)
+                yield replace(self, plan=replace(self.plan, propagation=replace(way, window=seen)))
 
 
 def cost_of(model: LatentDiffusion, shape: tuple[int, ...], plan: Plan, steps: int) -> Cost:
@@ -188,29 +218,18 @@ def cost_of(model: LatentDiffusion, shape: tuple[int, ...], plan: Plan, steps: i
     with hooks.record(model.unet, [*{*layers}.union(*needs)]) as seen_by:
         noise()
     tokens = {name: seen_by[name] for name in layers}
-    way, rows = plan.propagation, plan.propagation.draw(f, 1, 0)
-    # without keyframes, frames are keyframes to each other
-    windowed = way if rows is not None and isinstance(way, Windowed) else None
-    carrying = way if isinstance(way, Carrying) else None
-    attention = way.attention(2, True)
-    joint = isinstance(attention, JointAttention | KeyframeAttention | FlowAttention)
-    edited = 1 + (plan.guidance != 1)
-    size = torch.finfo(model.dtype).bits // 8
+    rows, attention = plan.propagation.draw(f, 1, 0), plan.propagation.attention(2, True)
+    edited, size = 1 + (plan.guidance != 1), torch.finfo(model.dtype).bits // 8
     # of a keyframe keys and values of each edited branch; where tokens are carried, the output of
     # each as well, and output and tokens of the source
     whole = {KeyframeAttention: 2 * edited, FlowAttention: 3 * edited + 2}.get(type(attention), 0)
     return Cost(
-        frames=f, steps=steps, taken=steps - plan.method.first_step(steps),
-        keyframes=f if rows is None else rows.shape[1],
-        window=windowed.window if windowed else None, windowed=windowed is not None, joint=joint,
-        branches=edited + plan.reads_source,
-        own=plan.reads_source, flows=carrying is not None,
-        anew=carrying is not None and carrying.alters_source, unet=measured(noise, some),
-        branch=measured(step, some),
+        plan, frames=f, steps=steps, keyframes=None if rows is None else rows.shape[1],
+        unet=measured(noise, some), branch=measured(step, some),
         beside=0 if control is None else sum(x.nbytes for x in control.net.parameters()),
         encode=measured(lambda: model.encode(picture), some),
         decode=measured(lambda: model.decode(x), some),
-        attending=joint * edited * sum(_attending(layers[n], x) for n, x in tokens.items()),
+        attending=edited * sum(_attending(layers[n], x) for n, x in tokens.items()),
         kept=sum(x[0].numel() for x in tokens.values()) * size * whole,
         read=sum(_kept(seen_by[name], name in layers) for step in needs for name in step),
         latent=x[0].numel() * x.element_size(), picture=picture[0].numel() * 4,

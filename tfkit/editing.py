@@ -60,8 +60,8 @@ def edit(
     so another edit with the same keyframes takes two thirds of the passes. All frames come back
     at once; for long videos, take an EditSession: ``run`` it and ``stream`` the frames to a file.
     Raises ValueError for settings out of range or that do not fit the model or the clip and for a
-    folder that belongs to something else; NonFiniteError where the model overflows. The model is
-    left exactly as it was.
+    folder that belongs to something else; NonFiniteError where the model overflows, MemoryError
+    where memory runs out even with batch=1. The model is left exactly as it was.
     """
     session = EditSession(
         model, source, prompt, negative_prompt=negative_prompt, guidance=guidance, method=method,

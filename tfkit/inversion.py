@@ -74,7 +74,8 @@ def invert(
     run that was killed goes on there. batch: frames in a pass; it changes speed and memory, not the
     result.
     Raises ValueError for bad shapes and values, for steps the schedule cannot take and for a folder
-    that belongs to something else; NonFiniteError where the model overflows.
+    that belongs to something else; NonFiniteError where the model overflows, MemoryError where
+    memory runs out even with batch=1.
     """
     given, size = _checked(frames_or_latents)
     check_whole("fixed_point", fixed_point, least=0)

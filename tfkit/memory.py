@@ -14,26 +14,44 @@ CGROUP = Path("/sys/fs/cgroup")  # a container's limits
 T = TypeVar("T")
 
 
+class OutOfMemory(MemoryError):
+    """Memory ran out; the message says what was tried, what torch said and what to do."""
+
+
 def fitting(
     work: Callable[[int], T], batch: int, *, name: str = "batch", least: int = 1
 ) -> tuple[T, int]:
     """Calls ``work(batch)``, with half the batch each time that memory runs out.
 
-    Returns its result, and the batch that fitted. name: what warnings call the batch. least: the
-    smallest one tried. Warns of each halving; raises torch's own error where even the least is too
-    much.
+    Returns its result, and the batch that fitted. name: what messages call the batch. least: the
+    smallest one tried. Warns of each halving; raises OutOfMemory, a MemoryError, where even the
+    least is too much.
     """
     while True:
         try:
             return work(batch), batch
         except (RuntimeError, MemoryError) as error:
-            if batch // 2 < least or not is_out_of_memory(error):
+            last = batch // 2 < least
+            if not is_out_of_memory(error) or (last and isinstance(error, OutOfMemory)):
                 raise
+            if last:
+                raise told(error, f" even with {name}={batch}") from error
         # here the error is gone, and with it the tensors that its traceback held
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         batch = batch // 2
         warnings.warn(f"out of memory: going on with {name}={batch}", stacklevel=2)
+
+
+def told(error: BaseException, tried: str = "") -> OutOfMemory:
+    """A failed allocation, said with what was tried and what to do, unless it says so already."""
+    if isinstance(error, OutOfMemory):
+        return error
+    said = str(error).partition("\n")[0] or type(error).__name__
+    return OutOfMemory(
+        f"out of memory{tried}: {said!r}. tfkit.preflight (--check) says what fits; smaller frames "
+        "(--size), fewer (--frames) or a smaller window of the propagation (--window) take less"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -60,7 +60,7 @@ class Steps:
         """The noise of every frame at latents ``x``, and the batch that fitted into memory.
 
         tick: is told how many frames are done, pass by pass. Raises NonFiniteError where the
-        model overflows.
+        model overflows, MemoryError where memory runs out even with batch=1.
         """
         attention = self.plan.propagation.attention(len(self.text), self.plan.reads_source)
         own = attention is None  # the model's own self-attention
