@@ -91,13 +91,16 @@ def rebuild(
     every = torch.arange(len(source))
 
     def noise_of(step: int, t: int, x: Tensor) -> Tensor:
-        swap.swaps, at, out = t in when, source.at(t).to(x), torch.empty_like(x)
+        swap.swaps, out = t in when, torch.empty_like(x)
+        own = source.at(t) if swap.swaps else x
         for chunk in every.split(batch):
-            chunk = torch.cat([torch.tensor([key]), chunk]).to(x.device)
-            both = torch.cat([at[chunk], x[chunk]])
-            out[chunk] = model.predict_noise(
-                both, t, text, depth=source.depth_of(chunk, branches=2)
-            ).chunk(2)[1]
+            unaltered = x[:0]
+            if swap.swaps:
+                chunk = torch.cat([torch.tensor([key]), chunk])
+                unaltered = own[chunk.to(own.device)].to(x)
+            both = torch.cat([unaltered, x[chunk.to(x.device)]])
+            depth = source.depth_of(chunk, branches=1 + swap.swaps)
+            out[chunk] = model.predict_noise(both, t, text, depth=depth)[len(unaltered) :]
         return out
 
     x = source.noise.to(model.device, model.precision)
