@@ -109,9 +109,9 @@ def _code_cells(book: dict):
 
 
 def data_digest(path: Path) -> str:
-    """Of a file, or of the models below a folder: not of the card that describes them."""
-    parts = sorted(path.glob("*/*")) if path.is_dir() else [path]
-    return _digest(*(part.read_bytes() for part in parts if part.is_file()))
+    """Of a table and those beside it, or of the models below a folder, but not of their card."""
+    parts = path.glob("*/*") if path.is_dir() else path.parent.glob(f"{path.stem}*{path.suffix}")
+    return _digest(*(part.read_bytes() for part in sorted(parts) if part.is_file()))
 
 
 def _digest(*texts: bytes) -> str:

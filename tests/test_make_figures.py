@@ -98,6 +98,10 @@ def test_a_table_counts_where_it_is_read(house):
     assert reasons(house) == [None]
     (house / TABLE).write_text("a,b\n1,2\n")
     assert f"{TABLE} changed" in reasons(house)[0]
+    (house / TABLE).write_text("a,b\n")
+    assert reasons(house) == [None]
+    (house / TABLE).with_name("tables_50.csv").write_text("a,b\n")
+    assert f"{TABLE} changed" in reasons(house)[0]
 
 
 def test_a_second_run_changes_no_file(house, capsys):
