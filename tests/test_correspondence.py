@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfkit import correspondence, nearest_neighbors
-from tfkit.correspondence import follow
+from tfkit.correspondence import follow, similarity
 
 
 def plain(query, keys):
@@ -54,7 +54,17 @@ def test_a_batch_is_taken_pairwise():
 
 def test_half_precision_and_zero_tokens_stay_finite():
     field = nearest_neighbors(torch.zeros(3, 4).half(), torch.randn(5, 4).half())
-    assert field.similarity.dtype == torch.float16 and torch.isfinite(field.similarity).all()
+    assert torch.isfinite(field.similarity).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_finds_what_the_same_values_find_in_full(dtype):
+    # tokens that are much alike, as a model's are: their cosines differ in the fourth digit
+    torch.manual_seed(0)
+    query, keys = ((1 + 0.02 * torch.randn(200, 32)).to(dtype) for _ in range(2))
+    field, full = nearest_neighbors(query, keys), nearest_neighbors(query.float(), keys.float())
+    assert torch.equal(field.index, full.index)
+    assert torch.equal(similarity(query, keys), similarity(query.float(), keys.float()))
 
 
 def test_follow_reads_the_tokens_a_field_points_to():

@@ -1,7 +1,8 @@
 """Nearest-neighbour fields between the tokens of two frames.
 
 gamma[p] = argmax_q cos(phi(x_i)[p], phi(x_k)[q])  (TokenFlow, eq. 4). The similarities are never
-held whole: memory is bounded by ``CHUNK`` values (or a row), whatever the number of tokens.
+held whole: memory is bounded by ``CHUNK`` values (or a row), whatever the number of tokens. Half
+precision is widened first: next to 1 its cosines lie too far apart to tell the nearest.
 """
 
 from dataclasses import dataclass
@@ -46,8 +47,7 @@ def nearest_neighbors(query: Tensor, keys: Tensor) -> Field:
             f"query {tuple(query.shape)} and keys {tuple(keys.shape)}: expected tokens of one "
             "width and at least one key"
         )
-    tiny = torch.finfo(keys.dtype).tiny  # the default would vanish in float16
-    query, keys = (F.normalize(x, dim=-1, eps=tiny) for x in (query, keys))
+    query, keys = _unit(query), _unit(keys)
     transposed = keys.transpose(-1, -2)
     pairs = keys.shape[:-1].numel()  # similarities in one row of queries over the whole batch
     held = CHUNK if keys.device.type == "cpu" else CHUNK_GPU
@@ -81,6 +81,14 @@ def mutual(query: Tensor, keys: Tensor) -> Bool[Tensor, "*batch n"]:
 
 def similarity(query: Tensor, keys: Tensor) -> Float[Tensor, "*batch n m"]:
     """Cosine similarity of every query token (n, d) with every key (m, d); held whole."""
-    tiny = torch.finfo(keys.dtype).tiny
-    query, keys = (F.normalize(x, dim=-1, eps=tiny) for x in (query, keys))
-    return query @ keys.transpose(-1, -2)
+    return _unit(query) @ _unit(keys).transpose(-1, -2)
+
+
+def widened(values: Tensor) -> Tensor:
+    """Half precision as float32; all else as it is."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _unit(tokens: Tensor) -> Tensor:
+    tokens = widened(tokens)
+    return F.normalize(tokens, dim=-1, eps=torch.finfo(tokens.dtype).tiny)
