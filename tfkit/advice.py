@@ -130,7 +130,7 @@ def preflight(
     room: Room = {
         "folder": folder or inverted,
         "pictures": not isinstance(video, VideoFile),
-        "budget": 0 if folder else budget,
+        "budget": 0 if folder or model.device.type != "cpu" else budget,  # it is kept on the CPU
     }
     free = available_memory(model.device)
     memory = cost.memory(batch, free, **room)
@@ -244,7 +244,8 @@ def edge_agreement(a: Clip | Tensor, b: Clip | Tensor) -> float:
 
     Of the two videos' gradient magnitudes, smoothed over 3 x 3 pixels; the mean over frames.
     """
-    a, b = (_edges(as_frames(x).double()).flatten(1) for x in (a, b))
+    a, b = as_frames(a), as_frames(b)
+    a, b = (_edges(x.to(a.device).double()).flatten(1) for x in (a, b))
     a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
     return F.cosine_similarity(a, b, dim=1).mean().item()
 

@@ -91,7 +91,7 @@ def warp_error(
     errors = []
     for (here, after), way, seen in zip(pairwise(frames), flow, visible, strict=True):
         warped, inside = _sample(after, way)
-        squared = (here.double() - warped).square().mean(0)[seen & inside]
+        squared = (here.double() - warped).square().mean(0)[seen.to(inside.device) & inside]
         errors.append(squared.mean())  # of none: NaN
     every = torch.stack(errors)
     if every.isnan().all():
@@ -243,7 +243,7 @@ def _distances(found: Tensor, truth: Tensor) -> Float[Tensor, " n"]:
         raise ValueError(
             f"found is {tuple(found.shape)}, truth {tuple(truth.shape)}; expected both (n, 2)"
         )
-    return (found.double() - truth.double()).norm(dim=1)
+    return (found.double() - truth.to(found.device).double()).norm(dim=1)
 
 
 def iou(found: Int[Tensor, "*n"], truth: Int[Tensor, "*n"]) -> dict[int, float]:
@@ -252,13 +252,14 @@ def iou(found: Int[Tensor, "*n"], truth: Int[Tensor, "*n"]) -> dict[int, float]:
         raise ValueError(
             f"found is {tuple(found.shape)}, truth {tuple(truth.shape)}; expected one shape"
         )
+    truth = truth.to(found.device)
     pairs = ((name, found == name, truth == name) for name in truth.unique().tolist())
     return {name: ((a & b).sum() / (a | b).sum()).item() for name, a, b in pairs}
 
 
 def _sample(image: Tensor, flow: Tensor) -> tuple[Float[Tensor, "c h w"], Bool[Tensor, "h w"]]:
     """The image (c, h, w) at x + flow(x), in float64, and which points are inside the picture."""
-    h, w = image.shape[-2:]
+    flow, (h, w) = flow.to(image.device), image.shape[-2:]
     y, x = torch.meshgrid(
         torch.arange(h, device=flow.device), torch.arange(w, device=flow.device), indexing="ij"
     )

@@ -53,11 +53,11 @@ def label_colors(labels: Int[Tensor, "f h w"], under: Tensor | None = None) -> T
 
     under: frames (f, 3, h, w) that shine through.
     """
-    palette = torch.tensor([to_rgb(color) for color in LABELS])
+    palette = torch.tensor([to_rgb(color) for color in LABELS], device=labels.device)
     colors = palette[torch.where(labels > 0, (labels - 1) % (len(LABELS) - 1) + 1, 0)]
     colors = colors.permute(0, 3, 1, 2).contiguous()
     if under is not None:
-        colors = 0.65 * colors + 0.35 * as_frames(under)
+        colors = 0.65 * colors + 0.35 * as_frames(under).to(labels.device)
     edge = torch.zeros_like(labels, dtype=torch.bool)
     edge[:, 1:] |= labels.diff(dim=1) != 0
     edge[:, :, 1:] |= labels.diff(dim=2) != 0
@@ -113,7 +113,7 @@ def change_colors(
     frames = as_frames(frames)
     back, inside = warp(frames, flow)
     change = (back - frames[:-1]).abs().mean(1)
-    return map_colors(change.where(inside & visible, 0), 0.0, reach, "magma")
+    return map_colors(change.where(inside & visible.to(inside.device), 0), 0.0, reach, "magma")
 
 
 def crop_around(

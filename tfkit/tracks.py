@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tfkit.correspondence import similarity
+from tfkit.correspondence import similarity, widened
 from tfkit.video import size_of
 
 Size = tuple[int, int]
@@ -101,7 +101,7 @@ def track_points(
     Raises ValueError for a frame that is not there or tokens that do not fit the picture.
     """
     _check_frame(tokens, start)
-    grid = grid_of(tokens, size)
+    tokens, grid = widened(tokens), grid_of(tokens, size)
     query = read_at(tokens[start], points, grid, size)
     places, best = [], []
     for frame in tokens:  # the scores of one frame at a time
@@ -129,7 +129,7 @@ def propagate_labels(
     Raises ValueError for settings out of range and tokens that do not fit the picture.
     """
     _check_frame(tokens, start)
-    grid = grid_of(tokens, size_of(labels))
+    tokens, grid = widened(tokens), grid_of(tokens, size_of(labels))
     if not 1 <= neighbors <= tokens.shape[1] or temperature <= 0:
         raise ValueError(
             f"neighbors={neighbors!r}, temperature={temperature!r}: expected 1 to "
@@ -164,9 +164,10 @@ def follow_flow(
             "expected (s, 2, h, w) and (s, h, w)"
         )
     h, w = flow.shape[-2:]
-    limits = torch.tensor([w - 1, h - 1], dtype=torch.float64)
-    places, seen = [points.double()], [torch.ones(len(points), dtype=torch.bool)]
-    for way, clear in zip(flow.double(), visible, strict=True):
+    here = points.device
+    limits = torch.tensor([w - 1, h - 1], dtype=torch.float64, device=here)
+    places, seen = [points.double()], [torch.ones(len(points), dtype=torch.bool, device=here)]
+    for way, clear in zip(flow.to(here).double(), visible.to(here), strict=True):
         at = places[-1]
         x, y = torch.minimum(at.clamp(min=0), limits).round().long().T
         grid = 2 * at / limits.clamp(min=1) - 1
