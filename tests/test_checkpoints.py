@@ -230,6 +230,15 @@ def test_another_video_is_refused(model, source, latents, tmp_path):
         edited(model, other, tmp_path)
 
 
+def test_another_inversion_of_the_same_video_is_refused(model, source, latents, tmp_path):
+    fresh = {"method": tfkit.SDEdit(0.8, noise="fresh")}  # which begins without the inversion
+    edited(model, source, tmp_path, **fresh)
+    other = invert(model, latents, "a cat", steps=STEPS, fixed_point=1, **QUIET)
+    assert torch.equal(other.clean, source.clean) and not torch.equal(other.noise, source.noise)
+    with pytest.raises(ValueError, match="holds the edit of another video"):
+        edited(model, other, tmp_path, **fresh)
+
+
 @pytest.mark.parametrize("how", ["cut", "flipped"])
 def test_a_damaged_step_is_named_and_the_cure_works(model, source, expected, tmp_path, how):
     edited(model, source, tmp_path)

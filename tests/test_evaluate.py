@@ -9,8 +9,9 @@ import threading
 import time
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import ClassVar
 
 import joblib
 import pandas as pd
@@ -513,6 +514,40 @@ def test_settings_are_told_apart_by_what_they_do():
     assert key_of(nets[0]) == key_of(nets[1])
     assert key_of(torch.nn.AvgPool2d(2)) == key_of(torch.nn.AvgPool2d(2))
     assert key_of(torch.nn.AvgPool2d(2)) != key_of(torch.nn.AvgPool2d(4))
+    nets[1].strength = 2
+    assert key_of(nets[0]) != key_of(nets[1])
+
+
+def test_a_class_is_told_by_all_that_it_says():
+    def written(layers=(1, 2), default=1, closed=1, cached=1):
+        class Mine:
+            LAYERS: ClassVar = list(layers)
+
+            def __call__(self, frames, gain=default):
+                return frames * gain * closed
+
+            if cached == 1:
+                once = cached_property(lambda self: 1)
+            else:
+                once = cached_property(lambda self: 2)
+
+        return Mine()
+
+    others = {"layers": (1, 3)}, {"default": 2}, {"closed": 2}, {"cached": 2}
+    assert key_of(written()) == key_of(written())
+    assert len({key_of(written()), *(key_of(written(**other)) for other in others)}) == 5
+
+
+def test_a_dataclass_with_slots_is_told_by_what_it_holds():
+    @dataclass(slots=True)
+    class Held:
+        values: torch.Tensor
+
+    long = torch.zeros(5000)
+    other = long.clone()
+    other[2500] = 1  # which its text does not show
+    assert repr(long) == repr(other)
+    assert key_of(Held(long)) == key_of(Held(long.clone())) != key_of(Held(other))
 
     def experiment(strength):
         class Mine(tfkit.Plain):

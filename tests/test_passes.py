@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,21 @@ def test_a_method_of_ones_own_that_may_touch_the_source_keeps_nothing(model, sou
     before = dict(source.cache.sizes())
     passes = frames_through(model, lambda: edited(model, source, method=Louder()))
     assert passes == STEPS * 3 * FRAMES and source.cache.sizes() == before
+
+
+class Swapped(tfkit.TokenFlow):
+    """Takes what the other neighbour should give."""
+
+    def neighbors(self, frames, keyframes, total):
+        near = super().neighbors(frames, keyframes, total)
+        return replace(near, first=near.second, second=near.first)
+
+
+def test_a_propagation_of_ones_own_reads_nothing_of_its_parents(model, latents, source):
+    plain, way = edited(model, source), Swapped(interval=3)
+    after = edited(model, source, way=way)
+    alone = edited(model, invert(model, latents, "a cat", steps=STEPS, **QUIET), way=way)
+    assert torch.equal(after, alone) and not torch.allclose(after, plain)
 
 
 def test_other_weights_keep_their_own(model, source, pipeline_folder):

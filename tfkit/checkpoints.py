@@ -61,7 +61,8 @@ def _origin(steps: Steps, begun: Tensor) -> dict[str, Any]:
     """What an edit is computed from; two with the same origin are the same."""
     plan, source, model = steps.plan, steps.source, steps.model
     return {
-        "video": f"{digest(source.clean)} {digest(begun)}",
+        "video": " ".join(map(digest, (source.clean, source.noise, begun))),
+        "conditions": {name: digest(values) for name, values in source.conditions.items()},
         "model": model.fingerprint(),
         "dtype": str(model.dtype),
         "source prompt": source.prompt,

@@ -30,6 +30,16 @@ def _place(name: str) -> int:
     return order.get(name.split(".")[0], 3)
 
 
+def adapters(model: nn.Module) -> list[str]:
+    """What peft's layers are set to that are not merged: strengths, and which are active."""
+    parts = ("scaling", "active_adapters", "merged_adapters", "disable_adapters")
+    return [
+        " ".join([name, *(str(getattr(module, part, "")) for part in parts)])
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "scaling", None), dict)
+    ]
+
+
 _GROUPS = {"attn1": "self-attention", "attn2": "cross-attention", "resnets": "residual block"}
 
 

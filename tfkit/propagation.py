@@ -204,6 +204,9 @@ class TokenFlow:
         return reference_neighbors(frames, total, self.interval, self.blend)
 
     def fields_key(self, keyframes: Sequence[Tensor | None]) -> str | None:
+        deciding = ("neighbors", "attention", "predict", "_passes")
+        if any(getattr(type(self), name) is not getattr(TokenFlow, name) for name in deciding):
+            return None  # of a subclass, which may carry other tokens
         carried = f" {self.interval} {self.blend}" if self.alters_source else ""
         rows = [None if row is None else row.tolist() for row in keyframes]
         return f"{self.variant} {self.field_of}{carried} {rows}"

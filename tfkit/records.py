@@ -8,6 +8,8 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 from typing import Any
@@ -21,7 +23,7 @@ from tfkit.files import SUM, checksum_of
 from tfkit.trajectory import digest
 
 _STALE = 60  # seconds after which an unfinished file is nobody's any more
-_PLUMBING = ("__module__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__slots__")
+_PLAIN = (bool, int, float, str, tuple, list, dict, set, frozenset, Tensor, np.ndarray)
 
 
 def key_of(parts: object) -> str:
@@ -32,10 +34,10 @@ def key_of(parts: object) -> str:
 def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
     """What a setting is, in words of JSON: equal where it does the same, whatever its address.
 
-    Of tensors a digest; of modules the class, the layers and the weights; of objects the class and
-    what they hold; of functions and classes of the user's own the code, defaults and closure (but
-    not what they call), so that a changed one is another one. tfkit's own are told by name: its
-    version stands for their code.
+    Of tensors a digest; of modules the class, the layers, the weights and what is set beside them;
+    of objects the class and what they hold; of functions and classes of the user's own the code,
+    defaults and closure (but not what they call or read from outside), so that a changed one is
+    another one. tfkit's own are told by name: its version stands for their code.
     Raises ValueError for what has nothing to be known by, such as an open file.
     """
     if value is None or isinstance(value, bool | int | float | str):
@@ -47,10 +49,11 @@ def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
         tensor = torch.as_tensor(value)
         return {"shape": list(tensor.shape), "dtype": str(tensor.dtype), "digest": digest(tensor)}
     if isinstance(value, nn.Module):
-        own = {"module": _of_class(type(value)), "layers": repr(value)}
-        return own | {"weights": known(value.state_dict())}
+        own = {"module": known(type(value)), "layers": repr(value)}
+        beside = [_plain_of(vars(module), known) for module in value.modules()]
+        return own | {"weights": known(value.state_dict()), "beside": beside}
     if isinstance(value, type):
-        return _of_class(value)
+        return _of_class(value, known)
     if callable(getattr(value, "fingerprint", None)):
         return {"class": _name(type(value)), "fingerprint": value.fingerprint()}
     if isinstance(value, Mapping):
@@ -65,6 +68,9 @@ def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
         return [known(value.__func__), known(value.__self__)]
     if isinstance(value, FunctionType):
         return _of_function(value, known)
+    if is_dataclass(value) and not hasattr(value, "__dict__"):  # with slots
+        held = {of.name: getattr(value, of.name) for of in fields(value)}
+        return {"class": known(type(value)), "holds": known(held)}
     if not hasattr(value, "__dict__"):  # a Path, a dtype, a number of numpy's, a built-in function
         if " at 0x" in repr(value):
             raise ValueError(
@@ -72,7 +78,7 @@ def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
                 "expected numbers, text, tensors, modules, functions or objects made of these"
             )
         return f"{_name(type(value))} {value!r}"
-    return {"class": _of_class(type(value)), "holds": known(vars(value))}
+    return {"class": known(type(value)), "holds": known(vars(value))}
 
 
 def read_record(folder: Path, key: str, fields: Iterable[str] = ()) -> dict | None:
@@ -118,28 +124,48 @@ def _ours(kind: type | FunctionType) -> bool:
 def _of_function(function: FunctionType, known: Callable[[object], Any]) -> Any:
     if _ours(function):
         return _name(function)
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
     return {
         "function": function.__qualname__,
         "code": _code(function.__code__),
         "defaults": known([function.__defaults__, function.__kwdefaults__]),
-        "closure": known(cells),
+        "closure": known(_contents(function)),
     }
 
 
-def _of_class(kind: type) -> Any:
-    """Its name and, of a user's own, the code of its methods, inherited ones too."""
+def _of_class(kind: type, known: Callable[[object], Any]) -> Any:
+    """Its name and, of a user's own, its methods and what stands beside them, inherited too."""
     if _ours(kind):
         return _name(kind)
     code: dict[str, Any] = {}
     for owner in filter(lambda owner: not _ours(owner), reversed(kind.__mro__)):
+        code |= _plain_of(vars(owner), known)
         for name, member in vars(owner).items():
-            member = getattr(member, "fget", None) or getattr(member, "__func__", member)
+            for inner in ("fget", "__func__", "func"):  # of a property, a static or cached one
+                member = getattr(member, inner, None) or member
             if isinstance(member, FunctionType):
-                code[name] = _code(member.__code__)
-            elif name not in _PLUMBING and isinstance(member, bool | int | float | str):
-                code[name] = member
+                given = enumerate((*(member.__defaults__ or ()), *_contents(member)))
+                beside = dict(given) | (member.__kwdefaults__ or {})
+                code[name] = [_code(member.__code__), _plain_of(beside, known)]
     return {"name": kind.__qualname__, "code": code}
+
+
+def _contents(function: FunctionType) -> list[Any]:
+    """What a function closes over, as far as it is there yet."""
+    found = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):
+            found.append(cell.cell_contents)
+    return found
+
+
+def _plain_of(values: Mapping[Any, Any], known: Callable[[object], Any]) -> dict[str, Any]:
+    """Of some values those that are plain data, but for what has a private name."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, _PLAIN) and not str(name).startswith("_"):
+            with suppress(ValueError):  # of something in it nothing can be told
+                found[str(name)] = known(value)
+    return found
 
 
 def _code(code: CodeType) -> str:
