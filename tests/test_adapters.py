@@ -1,6 +1,7 @@
 """LoRA, textual inversion and whole pipelines: what diffusers' own loaders make of them."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,6 +79,14 @@ def test_a_lora_is_what_diffusers_makes_of_it(model, lora, pipeline_folder):
     assert not any("lora" in name for name in made.unet.state_dict())
     assert made.vae is model.vae and made.dtype == torch.float64
     assert made.name.endswith("+ pytorch_lora_weights")
+
+
+def test_a_schedule_that_diffusers_would_correct_stays(model, lora):
+    own = replace(model, scheduler=copy.deepcopy(model.scheduler))
+    own.scheduler.register_to_config(steps_offset=0)
+    before = own.timesteps(10)
+    made = tfkit.load_lora(own, lora)
+    assert own.timesteps(10) == made.timesteps(10) == before
 
 
 def test_a_model_with_a_lora_edits(model, lora):

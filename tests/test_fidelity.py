@@ -276,6 +276,7 @@ TOKENS, TRACKS = torch.rand(2, 9, 4), torch.rand(3, 5, 2)
         ("motion_fidelity", (TRACKS, TRACKS[:2]), r"edit is \(3, 5, 2\), source \(2, 5, 2\)"),
         ("motion_fidelity", (TRACKS[:1], TRACKS[:1]), r"over the same frames, two at least"),
         ("motion_fidelity", (TOKENS, TOKENS), r"expected tracks \(f, m, 2\)"),
+        ("motion_fidelity", (TRACKS, TRACKS * math.nan), r"tracks hold NaN or infinity where they"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(name, arguments, message, unchecked):

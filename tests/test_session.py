@@ -106,6 +106,21 @@ def test_a_change_holds_from_here_on(model, source):
     assert torch.equal(other.step(2).latents, walk.latents)
 
 
+def test_what_a_method_made_of_the_video_serves_other_settings(model, source):
+    made = []
+
+    @dataclass(frozen=True)
+    class Preparing(tfkit.Plain):
+        def prepare(self, model, source):
+            made.append(source)
+
+    walk = session(model, source, method=Preparing())
+    walk.step().change(prompt="a blue fox").change(guidance=3).redraw(1)
+    assert len(made) == 1
+    walk.change(method=Preparing())
+    assert len(made) == 2
+
+
 def test_changed_back_it_is_the_edit_again(model, source):
     walk = session(model, source).step(2).change(prompt="a blue fox").step()
     walk.back().change(prompt="a dog")

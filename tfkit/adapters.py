@@ -130,6 +130,7 @@ def _pipeline(model: LatentDiffusion) -> Any:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     parts = {name: getattr(model, name) for name in PARTS}
+    parts["scheduler"] = copy.deepcopy(model.scheduler)  # whose settings the pipeline corrects
     with quietly():
         if model.text_encoder_2 is not None:
             second = {n: getattr(model, n) for n in ("text_encoder_2", "tokenizer_2")}

@@ -98,9 +98,10 @@ def evaluate(
     take turns with a model; processes have one each.
 
     Returns a row for each method, clip, prompt and metric: value, measured_with, the edit's
-    seconds, and as `change` the attribute that the prompt changes (empty: of your own clips). An
-    edit that fails has no values (NaN) but an error, is told in a warning at the end, and stops no
-    other; errors="raise" stops at once. Raises ValueError for settings that cannot be meant, and
+    seconds (of a clip's edits that carry tokens, the first reads the source for those that follow),
+    and as `change` the attribute that the prompt changes (empty: of your own clips). An edit that
+    fails has no values (NaN) but an error, is told in a warning at the end, and stops no other;
+    errors="raise" stops at once. Raises ValueError for settings that cannot be meant, and
     RuntimeError where not one edit succeeds.
     """
     pandas = need_pandas("tfkit.evaluate")

@@ -228,6 +228,10 @@ def _steps(
             f"visible is {visible.dtype} {tuple(visible.shape)}; tracks {tuple(tracks.shape)} need "
             f"torch.bool {tuple(tracks.shape[:2])}"
         )
+    if not torch.isfinite(tracks[visible.to(tracks.device)]).all():
+        raise ValueError(
+            "tracks hold NaN or infinity where they are visible; expected pixels (x, y)"
+        )
     way = tracks.detach().cpu().double().diff(dim=0).transpose(0, 1)
     seen = (visible[1:] & visible[:-1]).T.cpu()
     length = way.norm(dim=-1)

@@ -6,6 +6,7 @@ absolute seconds and GiB; every edit's ratio is to plain UNet passes over all fr
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -76,18 +77,19 @@ def random_model(shape: Shape, device: torch.device, dtype: torch.dtype) -> Late
     The text encoders have the width that matters and two layers: a prompt is read once.
     """
     tokenizer = load(device="cpu").tokenizer
-    with torch.device(device):
+    levels = len(shape.vae_widths)
+    with torch.device(device), _made_in(dtype):
         unet = UNet2DConditionModel(**shape.unet)
-        levels = len(shape.vae_widths)
+        first = CLIPTextModel(_text_config(shape.text[0], tokenizer))
+        second = None
+        if len(shape.text) > 1:
+            second = CLIPTextModelWithProjection(_text_config(shape.text[1], tokenizer))
+    with torch.device(device):
         vae = AutoencoderKL(
             block_out_channels=shape.vae_widths, layers_per_block=2, latent_channels=4,
             down_block_types=("DownEncoderBlock2D",) * levels,
             up_block_types=("UpDecoderBlock2D",) * levels,
         )  # fmt: skip
-        first = CLIPTextModel(_text_config(shape.text[0], tokenizer))
-        second = None
-        if len(shape.text) > 1:
-            second = CLIPTextModelWithProjection(_text_config(shape.text[1], tokenizer))
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
         set_alpha_to_one=False, steps_offset=1,
@@ -101,6 +103,17 @@ def random_model(shape: Shape, device: torch.device, dtype: torch.dtype) -> Late
     return LatentDiffusion(
         unet, vae, first, tokenizer, scheduler, shape.name, second, second and tokenizer
     )
+
+
+@contextmanager
+def _made_in(dtype: torch.dtype) -> Iterator[None]:
+    """New weights have this dtype: in float32 first, XL's would fill a GPU."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _text_config(width: int, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
@@ -134,6 +147,7 @@ def video_to_video(
 
     def inverted() -> None:
         found.append(invert(model, clip, CAPTION, steps=steps, batch=batch, progress=False))
+        found[0].cache.budget = 8 * GIB  # all of it, so that a further edit is one
 
     def edited() -> None:
         way = TokenFlow(interval=8)

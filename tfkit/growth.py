@@ -132,7 +132,9 @@ KINDS = {
 
 
 def shares(model: LatentDiffusion, frames: int = 16) -> Iterator[Row]:
-    """Where the time of a first edit step goes."""
+    """Where the time of a first edit step goes, on a CPU."""
+    if model.device.type != "cpu":  # the CPU's time of each operation says nothing of a GPU's
+        return
     clip = film(CAPTION, frames=frames)
     source = invert(model, clip, clip.caption, steps=1, progress=False)
     session = EditSession(model, source, PROMPT, propagation=TokenFlow(8))
@@ -156,8 +158,9 @@ def lengths(
 ) -> Iterator[Row]:
     """From file to file, frames of 80 pixels, one step each way: seconds a frame, and peak memory.
 
-    On one thread each. Edits of ``some`` frames go one after the other beside the one of ``many``:
-    a machine that is slow for a minute, as shared ones are, is so for both.
+    On the CPU, which tells the memory of each process, on one thread each. Edits of ``some`` frames
+    go one after the other beside the one of ``many``: a machine that is slow for a minute, as
+    shared ones are, is so for both.
     """
     if sys.platform == "win32":  # which does not tell a process its peak
         return
@@ -194,7 +197,7 @@ def _alone(name: str, movie: Path) -> tuple[float, int]:
 def _file_to_file(name: str, movie: Path) -> tuple[float, int]:
     """Seconds it takes to edit a movie on one thread, and the process's peak memory in bytes."""
     torch.set_num_threads(1)
-    model, start = load(name), time.perf_counter()
+    model, start = load(name, device="cpu"), time.perf_counter()
     with tempfile.TemporaryDirectory(dir=movie.parent) as place:
         source = invert(
             model, open_video(movie), CAPTION, steps=1, folder=Path(place) / "source",

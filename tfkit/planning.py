@@ -42,7 +42,8 @@ def plan_steps(
     else:
         rows = keyframe_rows(plan.propagation, keyframes, seed, len(source), steps)
         drawn = [None] * steps if rows is None else list(rows)
-    prepared = plan.method.prepare(model, source)
+    ready = before is not None and before.plan.method is plan.method
+    prepared = before.prepared if before and ready else plan.method.prepare(model, source)
     text = torch.cat([model.embed(text) for text in _texts(plan, source)])
     first = before.first if before is not None and taken else plan.method.first_step(steps)
     kept = before.rows[: first + taken] if before is not None else []

@@ -145,7 +145,8 @@ class Steps:
 
     def _of_source(self, step: int, kind: type[StepPasses]) -> StepPasses:
         """The passes of a step over the source alone."""
-        none = self.source.clean[:0].to(self.model.device, self.model.precision)
+        shape, model = self.source.shape, self.model
+        none = torch.empty(0, *shape[1:], device=model.device, dtype=model.precision)
         return self.passes(step, none, kind)
 
     def passes(self, step: int, x: Tensor, kind: type[StepPasses] = StepPasses) -> StepPasses:
@@ -170,12 +171,13 @@ class Steps:
         Raises ValueError for a layer that is not there, and for a name that fits several.
         """
         parts: list[Tensor] = []
-        t, whole = self.timesteps[step], len(self.source.timesteps)
-        for frames in torch.arange(len(self.source)).split(batch):
+        t, whole, every = self.timesteps[step], len(self.source.timesteps), len(self.source)
+        level = self.source.part(t, torch.arange(every))
+        for frames in torch.arange(every).split(batch):
             now = Moment(self.model, self.first + step, whole, frames, 1, self.prepared)
             with self.plan.method.during(now):
                 tokens = extract_tokens(
-                    self.model, self.source.part(t, frames), timestep=t, layers=layer, kind=kind,
+                    self.model, level.part(t, frames), timestep=t, layers=layer, kind=kind,
                     batch=batch,
                 )  # fmt: skip
             if len(tokens) != 1:

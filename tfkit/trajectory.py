@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from numbers import Real
 from pathlib import Path
 
@@ -102,15 +103,21 @@ class Trajectory:
 
     def part(self, t: int, frames: Tensor) -> "Trajectory":
         """Some of its frames (n,), at timestep ``t`` alone."""
-        level = {t: self.at(t)[frames.to(self.at(t).device)]}
+        level = self.at(t)
+        some = {t: level[frames.to(level.device)]}
         kept = {k: v[frames.to(v.device)] for k, v in self.conditions.items()}
-        return Trajectory((t,), self.prompt, self.size, level, kept, model=self.model)
+        return Trajectory((t,), self.prompt, self.size, some, kept, model=self.model)
+
+    @cached_property
+    def shape(self) -> torch.Size:
+        """That of its latents at any timestep: (f, c, h, w)."""
+        return self.clean.shape
 
     def __len__(self) -> int:
-        return len(self.clean)
+        return self.shape[0]
 
     def __repr__(self) -> str:
-        f, _, h, w = self.clean.shape
+        f, _, h, w = self.shape
         steps = len(self.timesteps)
         return f"Trajectory({f} frames of {h} x {w} latents, {steps} steps, {self.prompt!r})"
 
