@@ -165,6 +165,19 @@ def test_other_files_are_not_tables(tmp_path):
         tables.read_table(tmp_path / "b.csv")
 
 
+def test_the_table_of_fifty_steps_is_of_these_weights_and_prompts():
+    table, about = tables.read_table(tables.AT_50)
+    made_with = {name: about[name] for name in ("weights", "ControlNet", "CLIP")}
+    assert made_with == tables.of_weights() and about["steps"] == 50
+    assert not table.error.any()
+    asked = {(task.caption, task.prompts[0]) for task in tables.tasks(24, about["frames"], 1)}
+    methods = {"PnP, per frame", "PnP, TokenFlow", *tables.BOUNDS}
+    for method, rows in table.groupby("method"):
+        assert method in methods and set(zip(rows["clip"], rows.prompt, strict=True)) == asked
+    more = tables.by_steps({10: tables.read_table()[0], 50: table})
+    assert more.share[50] < more.share[10] < 1
+
+
 def test_the_stored_table_is_of_these_weights_and_whole():
     table, about = tables.read_table()
     made_with = {name: about[name] for name in ("weights", "ControlNet", "CLIP")}
