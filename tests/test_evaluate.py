@@ -519,9 +519,10 @@ def test_settings_are_told_apart_by_what_they_do():
 
 
 def test_a_class_is_told_by_all_that_it_says():
-    def written(layers=(1, 2), default=1, closed=1, cached=1):
+    def written(layers=(1, 2), default=1, closed=1, cached=1, private=1):
         class Mine:
             LAYERS: ClassVar = list(layers)
+            _GAIN, _SEEN = private, {}
 
             def __call__(self, frames, gain=default):
                 return frames * gain * closed
@@ -533,9 +534,12 @@ def test_a_class_is_told_by_all_that_it_says():
 
         return Mine()
 
-    others = {"layers": (1, 3)}, {"default": 2}, {"closed": 2}, {"cached": 2}
-    assert key_of(written()) == key_of(written())
-    assert len({key_of(written()), *(key_of(written(**other)) for other in others)}) == 5
+    others = {"layers": (1, 3)}, {"default": 2}, {"closed": 2}, {"cached": 2}, {"private": 2}
+    asked = written()
+    before = key_of(asked)
+    assert asked.once == asked._SEEN.setdefault("it", 1)  # what was made on the way is no setting
+    assert key_of(asked) == before == key_of(written())
+    assert len({before, *(key_of(written(**other)) for other in others)}) == 6
 
 
 def test_a_dataclass_with_slots_is_told_by_what_it_holds():

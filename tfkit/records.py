@@ -23,7 +23,8 @@ from tfkit.files import SUM, checksum_of
 from tfkit.trajectory import digest
 
 _STALE = 60  # seconds after which an unfinished file is nobody's any more
-_PLAIN = (bool, int, float, str, tuple, list, dict, set, frozenset, Tensor, np.ndarray)
+_FIXED = (bool, int, float, str, tuple, frozenset)
+_PLAIN = (*_FIXED, list, dict, set, Tensor, np.ndarray)
 
 
 def key_of(parts: object) -> str:
@@ -78,7 +79,10 @@ def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
                 "expected numbers, text, tensors, modules, functions or objects made of these"
             )
         return f"{_name(type(value))} {value!r}"
-    return {"class": known(type(value)), "holds": known(vars(value))}
+    kind = type(value)
+    made = [k for k in vars(value) if isinstance(getattr(kind, k, None), functools.cached_property)]
+    held = {name: item for name, item in vars(value).items() if name not in made}
+    return {"class": known(kind), "holds": known(held)}
 
 
 def read_record(folder: Path, key: str, fields: Iterable[str] = ()) -> dict | None:
@@ -159,10 +163,12 @@ def _contents(function: FunctionType) -> list[Any]:
 
 
 def _plain_of(values: Mapping[Any, Any], known: Callable[[object], Any]) -> dict[str, Any]:
-    """Of some values those that are plain data, but for what has a private name."""
+    """Of some values those that are plain data; under a private name, which may be a cache, what
+    cannot change alone."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, _PLAIN) and not str(name).startswith("_"):
+        plain = isinstance(value, _FIXED if str(name).startswith("_") else _PLAIN)
+        if plain and not str(name).startswith("__"):
             with suppress(ValueError):  # of something in it nothing can be told
                 found[str(name)] = known(value)
     return found
