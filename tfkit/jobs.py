@@ -58,7 +58,7 @@ class Meter:
             self.bar.update()
 
 
-def findable(given: T) -> T | str:
+def findable(given: Any) -> Any:
     """A folder by its absolute path, for another process may work elsewhere; all else as given."""
     if isinstance(given, str | Path) and str(given) != MENAGERIE and Path(given).is_dir():
         return str(Path(given).absolute())

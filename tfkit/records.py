@@ -147,9 +147,10 @@ def _of_class(kind: type, known: Callable[[object], Any]) -> Any:
             for inner in ("fget", "__func__", "func"):  # of a property, a static or cached one
                 member = getattr(member, inner, None) or member
             if isinstance(member, FunctionType):
-                given = enumerate((*(member.__defaults__ or ()), *_contents(member)))
-                beside = dict(given) | (member.__kwdefaults__ or {})
-                code[name] = [_code(member.__code__), _plain_of(beside, known)]
+                beside = *(member.__defaults__ or ()), *_contents(member)
+                beside += tuple((member.__kwdefaults__ or {}).values())
+                fixed = _plain_of({f"_{i}": of for i, of in enumerate(beside)}, known)
+                code[name] = [_code(member.__code__), fixed]
     return {"name": kind.__qualname__, "code": code}
 
 
