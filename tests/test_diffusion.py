@@ -271,3 +271,13 @@ def test_the_fingerprint_tells_models_apart_and_nothing_else(model, pipeline_fol
         rescheduled(model, set_alpha_to_one=True),
     ]
     assert len({other.fingerprint() for other in (model, *others)}) == 7
+
+
+def test_the_fingerprint_sees_freeu(model, pipeline_folder):
+    other = tfkit.load(pipeline_folder, device="cpu", dtype=torch.float64)
+    other.unet.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    mild = other.fingerprint()
+    other.unet.enable_freeu(0.9, 0.2, 1.5, 1.6)
+    assert len({model.fingerprint(), mild, other.fingerprint()}) == 3
+    other.unet.disable_freeu()
+    assert other.fingerprint() == model.fingerprint()

@@ -204,13 +204,13 @@ class LatentDiffusion:
         return noise_schedule.alpha(self.scheduler, t)
 
     def fingerprint(self) -> str:
-        """A short digest of what a latent depends on: weights (64 of each tensor), the strengths
-        of adapters that are not merged, and the schedule."""
+        """A short digest of what a latent depends on: weights (64 of each tensor), what is
+        set besides them (FreeU, strengths of adapters that are not merged), and the schedule."""
         digest = hashlib.sha256(self.scheduler.config.prediction_type.encode())
         values = [self.scheduler.alphas_cumprod, self.scheduler.final_alpha_cumprod[None]]
         for part in filter(None, (self.unet, self.vae, self.text_encoder, self.text_encoder_2)):
             values += part.state_dict().values()
-            digest.update("".join(hooks.adapters(part)).encode())
+            digest.update("".join(hooks.switches(part)).encode())
         for value in values:
             value = torch.atleast_1d(value)
             places = torch.linspace(0, value.numel() - 1, 64, dtype=torch.float64).long()

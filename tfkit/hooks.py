@@ -30,13 +30,19 @@ def _place(name: str) -> int:
     return order.get(name.split(".")[0], 3)
 
 
-def adapters(model: nn.Module) -> list[str]:
-    """What peft's layers are set to that are not merged: strengths, and which are active."""
-    parts = ("scaling", "active_adapters", "merged_adapters", "disable_adapters")
+_SWITCHES = (  # the first one's type, and what peft's layers and FreeU's upsampling blocks have
+    (dict, ("scaling", "active_adapters", "merged_adapters", "disable_adapters")),
+    (float | int, ("s1", "s2", "b1", "b2")),
+)
+
+
+def switches(model: nn.Module) -> list[str]:
+    """What is set on a model's modules besides its weights: strengths of adapters, and FreeU's."""
     return [
         " ".join([name, *(str(getattr(module, part, "")) for part in parts)])
         for name, module in model.named_modules()
-        if isinstance(getattr(module, "scaling", None), dict)
+        for kind, parts in _SWITCHES
+        if isinstance(getattr(module, parts[0], None), kind)
     ]
 
 
