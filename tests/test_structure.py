@@ -21,7 +21,7 @@ ORDER = [
     "tracks", "pca", "keyframes", "attention", "swapping", "protocols", "propagation",
     "truth",
     "passes", "steps", "planning", "preparation", "checkpoints", "history", "carried", "views",
-    "metrics", "comparing", "session", "editing", "cost", "advice",
+    "metrics", "comparing", "edit_state", "session", "editing", "cost", "advice",
     "raft", "fidelity", "matches", "clip", "dino", "intervals",
     "choices", "preferences", "scores",
     "readers", "scoring", "jobs", "entries", "evaluation", "tables", "paper", "overlays",

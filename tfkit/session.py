@@ -1,11 +1,11 @@
 """The edit, a step at a time: forward, back, changed from here on, branched.
 
 Memory: latents and predicted noise of every step taken, which is what makes going back free (run()
-forgets them as it goes); what was looked at, within the budget of ``views``; and what the source's
-cache may hold, which makes the next edit of the same video cheaper.
+forgets them as it goes); what was looked at; and what the source's cache may hold, which makes the
+next edit of the same video cheaper.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from copy import copy
 from dataclasses import replace
@@ -13,32 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from tfkit import carried
 from tfkit.checkpoints import step_files
 from tfkit.comparing import Comparison, differences, distances, meeting
-from tfkit.correspondence import Field
 from tfkit.diffusion import LatentDiffusion
-from tfkit.history import History
+from tfkit.edit_state import EditState, begun
 from tfkit.inversion import check_fits
 from tfkit.keyframes import Indices
 from tfkit.methods import Method, PlugAndPlay
 from tfkit.metrics import psnr
-from tfkit.passes import Plan, StepPasses
+from tfkit.passes import Plan
 from tfkit.planning import plan_steps
 from tfkit.progress import Begin, stepping
 from tfkit.propagation import Propagation, TokenFlow
-from tfkit.sampling import ddim_step, without_noise
+from tfkit.sampling import ddim_step
 from tfkit.settings import check_whole
-from tfkit.steps import Steps
 from tfkit.trajectory import Trajectory
-from tfkit.views import Views, same
 
 
-class EditSession:
+class EditSession(EditState):
     """An edit that can be stepped through.
 
     Its settings are those of :func:`tfkit.edit`, which is a session run to its end. views: the
@@ -61,103 +55,8 @@ class EditSession:
     ) -> None:
         check_fits(model, source)
         check_whole("batch", batch)
-        self.model, self.source, self.batch, self.views = model, source, batch, Views()
         plan = Plan(prompt, negative_prompt, guidance, method, propagation)
-        self._steps = plan_steps(model, source, plan, keyframes, seed)
-        self._past = _begun(self._steps)
-
-    # Where it stands
-
-    def __repr__(self) -> str:
-        plan, taken = self.plan, f"{self.position} of {len(self.timesteps)} steps taken"
-        return (
-            f"EditSession({taken}, prompt {plan.prompt!r}, {plan.method!r}, {plan.propagation!r})"
-        )
-
-    @property
-    def position(self) -> int:
-        """How many steps are taken."""
-        return self._past.position
-
-    @property
-    def plan(self) -> Plan:
-        """What the steps to come are taken with."""
-        return self._steps.plan
-
-    @property
-    def timesteps(self) -> tuple[int, ...]:
-        """The timestep of each step of the edit, descending."""
-        return self._steps.timesteps
-
-    @property
-    def known(self) -> int:
-        """How many steps it holds: those beyond ``position`` too, which it went back from."""
-        return self._past.known
-
-    @property
-    def latents(self) -> Float[Tensor, "f c h w"]:
-        """Those of every frame after the last step taken, or those it began from."""
-        return self._past.latents
-
-    @property
-    def noise(self) -> Float[Tensor, "f c h w"]:
-        """The noise predicted in the last step taken. ValueError before the first."""
-        return self._past.noise
-
-    @property
-    def keyframes(self) -> list[Int[Tensor, " k"] | None]:
-        """The keyframes at each of the source's timesteps; None where the propagation has none."""
-        return list(self._steps.rows)
-
-    @property
-    def last(self) -> int:
-        """The step that ``fields`` and ``weights`` show: the last one taken, else the first."""
-        return max(self.position - 1, 0)
-
-    @torch.no_grad()
-    def frames(self) -> Float[Tensor, "f 3 H W"]:
-        """The latents as they are, decoded."""
-        x = self.latents
-        return self._decoded(("frames", same(x)), lambda: x)
-
-    def stream(self, *, progress: bool = False) -> Iterator[Float[Tensor, "n 3 H W"]]:
-        """The same in chunks of ``batch`` frames, decoded as they are taken: for long videos."""
-        chunks = self.latents.split(self.batch)
-        for chunk in tqdm(chunks, desc="decode", disable=not progress):
-            yield self.model.decode(chunk, size=self.source.size, batch=self.batch)
-
-    @torch.no_grad()
-    def predicted(self) -> Float[Tensor, "f 3 H W"]:
-        """The clean frames that the last step taken headed for. ValueError before the first."""
-        noise, before, t = self.noise, self._past.before, self.timesteps[self.last]
-        key = ("predicted", same(before), same(noise), t)
-        return self._decoded(key, lambda: without_noise(before, noise, self.model.alpha(t)))
-
-    def _decoded(self, key: Hashable, latents: Callable[[], Tensor]) -> Tensor:
-        def look() -> tuple[Tensor]:
-            return (self.model.decode(latents(), size=self.source.size, batch=self.batch),)
-
-        return self.views.get(self.latents, key, look)[0]
-
-    def fields(self, layer: str) -> Field:
-        """The source's fields (f, k, n) from every frame to each of the step's keyframes.
-
-        Raises ValueError for a layer that is not there, without keyframes, and without any step.
-        """
-        steps, step = self._steps, self.last
-
-        def look() -> tuple[Tensor, Tensor]:
-            field = carried.fields(steps, step, layer, self.batch)
-            return field.index, field.similarity
-
-        key = carried.fields_key(steps, step, layer)
-        return Field(*self.views.get(self.latents, key, look))
-
-    def weights(self) -> Float[Tensor, "f k"]:
-        """How much each frame takes from each keyframe of the step; rows add up to 1."""
-        return carried.weights(self._steps, self.last)
-
-    # Moving
+        super().__init__(plan_steps(model, source, plan, keyframes, seed), batch)
 
     @torch.no_grad()
     def step(self, count: int = 1, *, progress: bool = False) -> "EditSession":
@@ -261,10 +160,6 @@ class EditSession:
         self.batch = self._steps.read_source(self.batch, start=self.known, progress=progress)
         return self
 
-    def passes(self) -> StepPasses:
-        """The passes of the next step, and what is known of its source."""
-        return self._steps.passes(self.position, self.latents)
-
     # Changing what comes
 
     def change(
@@ -284,7 +179,7 @@ class EditSession:
         steps = plan_steps(
             self.model, self.source, plan, keyframes, seed, before=self._steps, taken=taken
         )
-        self._past = self._past.cut() if taken else _begun(steps)
+        self._past = self._past.cut() if taken else begun(steps)
         self._steps = steps
         return self
 
@@ -320,10 +215,3 @@ class EditSession:
             position=at,
             psnr=psnr(mine.frames(), theirs.frames().to(self.latents.device), per_frame=True),
         )
-
-
-def _begun(steps: Steps) -> History:
-    """What there is before the first of these steps."""
-    t = steps.timesteps[0] if steps.timesteps else None
-    latents = steps.plan.method.begin(steps.model, steps.source, t)
-    return History((latents.to(steps.model.device, steps.model.precision),))
