@@ -171,11 +171,16 @@ def test_the_table_of_fifty_steps_is_of_these_weights_and_prompts():
     assert made_with == tables.of_weights() and about["steps"] == 50
     assert not table.error.any()
     asked = {(task.caption, task.prompts[0]) for task in tables.tasks(24, about["frames"], 1)}
-    methods = {"PnP, per frame", "PnP, TokenFlow", *tables.BOUNDS}
-    for method, rows in table.groupby("method"):
-        assert method in methods and set(zip(rows["clip"], rows.prompt, strict=True)) == asked
-    more = tables.by_steps({10: tables.read_table()[0], 50: table})
-    assert more.share[50] < more.share[10] < 1
+    pairs = [
+        (f"{name}, per frame", f"{name}, TokenFlow") for name in ("PnP", "SDEdit", "ControlNet")
+    ]
+    between = {"PnP, joint attention", "PnP, fixed keyframes"}
+    assert set(table.method) == {*sum(pairs, ()), *between, *tables.BOUNDS}
+    for _, rows in table.groupby("method"):
+        assert set(zip(rows["clip"], rows.prompt, strict=True)) == asked
+    for pair in pairs:
+        more = tables.by_steps({10: tables.read_table()[0], 50: table}, *pair)
+        assert more.share[50] < more.share[10] < 1
 
 
 def test_the_stored_table_is_of_these_weights_and_whole():

@@ -5,7 +5,7 @@
 edits every clip of :func:`tfkit.menagerie.benchmark` by every one of ``CONTENDERS``, which
 takes hours on a laptop and goes on where it was stopped, and writes the result beside this module,
 with all it was made with. Notebook 11 reads that file and makes a small part of it again. Another
-file beside it has two of them in the paper's 50 steps (``--steps 50 --prompts 1 --only ...``).
+file beside it has eight of them in the paper's 50 steps (``--steps 50 --prompts 1 --only ...``).
 """
 
 import json
