@@ -437,6 +437,32 @@ def test_an_edit_that_fails_is_told_and_stops_no_other(evaluate, tmp_path):
     assert (mended.error == "").all() and mended.value.notna().all()
 
 
+def test_a_metric_that_fails_costs_no_other(evaluate, tmp_path):
+    def mine(frames, clip, prompt):
+        if prompt == TASKS[0].prompts[1]:
+            raise KeyError("no such colour")
+        return 1.0
+
+    run = partial(evaluate, {"good": same}, TASKS[:1], folder=tmp_path)
+    with pytest.warns(UserWarning, match=r"1 of 3 edits were not(.|\n)*'mine': \"KeyError"):
+        found = run(metrics=["text_alignment", mine])
+    failed = found[found.error != ""]
+    assert list(zip(failed.metric, failed.prompt, strict=True)) == [("mine", TASKS[0].prompts[1])]
+    assert len(found) == 6 and failed.value.isna().all() and found.value.notna().sum() == 5
+    again = run(metrics=["text_alignment"])
+    kept = found[found.metric == "text_alignment"].reset_index(drop=True)
+    assert again.equals(kept)  # seconds too: nothing was edited again
+
+
+def test_a_full_disk_stops_it_and_names_the_folder(evaluate, tmp_path, full_disk):
+    run = partial(evaluate, {"good": same}, TASKS[:1], ["text_alignment"], folder=tmp_path)
+    full_disk(2)
+    with pytest.raises(OSError, match=r"cannot keep what was measured(.|\n)*No space left"):
+        run()
+    assert len(list(tmp_path.glob("*.json"))) == 1
+    assert run().value.notna().all()
+
+
 def test_a_mistake_in_everything_is_raised_with_its_traceback(evaluate):
     def short(model, source, prompt):
         return same(model, source, prompt)[:1]

@@ -82,12 +82,18 @@ def run_edit(args: argparse.Namespace) -> None:
     """Reads, inverts, edits and writes one video."""
     import tfkit  # here, so that --help and mistyped options answer at once
     from tfkit import advice
+    from tfkit.files import check_folder
     from tfkit.methods import Method
     from tfkit.protocols import Propagation
+    from tfkit.settings import check_seed
     from tfkit.writing import check_output
 
     output = args.output or Path(f"{Path(args.video).stem}-edited.mp4")
-    check_output(output)
+    places = {"--trajectory": args.trajectory, "--checkpoints": args.checkpoints}
+    _check_apart({"the video": args.video, "--output": check_output(output)} | places)
+    for name, kind in (("--trajectory", "trajectory"), ("--checkpoints", "edit")):
+        if places[name] is not None:
+            check_folder(places[name], kind)
     methods: dict[str, Callable[[], Method]] = {
         "pnp": tfkit.PlugAndPlay,
         "sdedit": tfkit.SDEdit,
@@ -105,6 +111,7 @@ def run_edit(args: argparse.Namespace) -> None:
         raise ValueError(f"--budget {args.budget}: expected MiB, 0 or more")
     # what is neither prepared nor kept in a folder no other edit would find
     budget = args.budget * 2**20 if args.prepare or args.trajectory else 0
+    check_seed(args.seed)
     if args.prepare:
         how |= {
             "predictor": "extrapolated",
@@ -141,6 +148,17 @@ def run_edit(args: argparse.Namespace) -> None:
     f, _, h, w = video.shape
     seconds = time.perf_counter() - start
     print(f"wrote {path}: {f} frames of {w} x {h}, {seconds:.0f} s")
+
+
+def _check_apart(paths: dict[str, str | Path | None]) -> None:
+    """Raises ValueError where two of what is read and written lie at the same place."""
+    seen: dict[Path, str] = {}
+    for name, path in paths.items():
+        if path is None:
+            continue
+        other = seen.setdefault(Path(path).expanduser().resolve(), name)
+        if other != name:
+            raise ValueError(f"{name} {str(path)!r} is {other} as well; expected another path")
 
 
 def _say(notes: Iterable[str]) -> None:

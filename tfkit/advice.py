@@ -114,7 +114,7 @@ def preflight(
     Raises ValueError for settings out of range.
     """
     plan = Plan(prompt, negative_prompt, guidance, method, propagation)
-    check_whole("batch", batch)
+    batch = check_whole("batch", batch)
     check_whole("fixed_point", fixed_point, least=0)
     check_whole("budget", budget, least=0)
     inverted = isinstance(video, Trajectory)

@@ -86,7 +86,7 @@ class LatentDiffusion:
         NonFiniteError where the VAE overflows.
         """
         frames = check_frames(frames)
-        check_whole("batch", batch)
+        batch = check_whole("batch", batch)
         grid = self.grid(*frames.shape[-2:])
         return autoencoder.encode(self.vae, frames, grid, batch).to(self.precision)
 
@@ -98,7 +98,7 @@ class LatentDiffusion:
         Raises ValueError for another shape and for NaN, NonFiniteError where the VAE overflows.
         """
         check_latents(latents)
-        check_whole("batch", batch)
+        batch = check_whole("batch", batch)
         return autoencoder.decode(self.vae, latents, size, batch).to(self.precision)
 
     @torch.no_grad()

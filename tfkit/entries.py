@@ -35,7 +35,10 @@ def named(what: str, given: object, name: str) -> dict[str, Any]:
     """A mapping of one or more, its keys as text; ``name``: how errors call a key."""
     if not isinstance(given, Mapping) or not given:
         raise ValueError(f"{what}={given!r}: expected a mapping {{{name}: ...}} of one or more")
-    return {str(key): value for key, value in given.items()}
+    found = {str(key): value for key, value in given.items()}
+    if len(found) < len(given):
+        raise ValueError(f"{what}: {sorted(found)} by {list(given)}; expected names that differ")
+    return found
 
 
 def method_settings(name: str, how: object) -> dict[str, Any] | Callable:

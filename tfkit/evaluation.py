@@ -100,9 +100,10 @@ def evaluate(
     Returns a row for each method, clip, prompt and metric: value, measured_with, the edit's
     seconds (of a clip's edits that carry tokens, the first reads the source for those that follow),
     and as `change` the attribute that the prompt changes (empty: of your own clips). An edit that
-    fails has no values (NaN) but an error, is told in a warning at the end, and stops no other;
-    errors="raise" stops at once. Raises ValueError for settings that cannot be meant, and
-    RuntimeError where not one edit succeeds.
+    fails has no values (NaN) but an error, is told in a warning at the end, and stops no other; of
+    an edit on which a function of your own fails, only that metric has none. errors="raise" stops
+    at once, and so does a folder that cannot be written (OSError). Raises ValueError for settings
+    that cannot be meant, and RuntimeError where not one edit succeeds.
     """
     pandas = need_pandas("tfkit.evaluate")
     methods = {
@@ -221,32 +222,47 @@ def need_pandas(what: str) -> ModuleType:
 
 def _tell(edits: list[dict]) -> None:
     """Warns of the edits that failed. Raises RuntimeError where all did."""
-    failed = [one for one in edits if one["error"]]
-    if not failed:
-        return
-    lines = [f"{e['method']!r}, {e['clip']!r} to {e['prompt']!r}: {e['error']}" for e in failed]
-    if len(failed) == len(edits):
+    if all((one["error"] or one["failed"]) and not one["scores"] for one in edits):
+        one = edits[0]
+        error = one["error"] or next(iter(one["failed"].values()))
         raise RuntimeError(
-            f"not one of {len(edits)} edits succeeded. {lines[0]}\n{failed[0]['trace']}"
+            f"not one of {len(edits)} edits succeeded. {_named(one)}: {error}\n{one['trace']}"
         )
-    more = f"\n  and {len(lines) - 8} more" if len(lines) > 8 else ""
-    warnings.warn(
-        f"{len(failed)} of {len(edits)} edits failed; they have no values, the column 'error' says "
-        "why, and another call with the same folder tries them again:\n  "
-        + "\n  ".join(lines[:8]) + more,
-        stacklevel=3,
-    )  # fmt: skip
+    for what, lines in (
+        (
+            "edits failed; they have no values, the column 'error' says why, and another call with "
+            "the same folder tries them again",
+            [f"{_named(one)}: {one['error']}" for one in edits if one["error"]],
+        ),
+        (
+            "edits were not measured by a function of yours, which failed; what else was measured "
+            "is there, and the column 'error' says why",
+            [f"{_named(one)}: {one['failed']}" for one in edits if one["failed"]],
+        ),
+    ):
+        if lines:
+            more = [f"and {len(lines) - 8} more"] if len(lines) > 8 else []
+            shown = "\n  ".join(lines[:8] + more)
+            warnings.warn(f"{len(lines)} of {len(edits)} {what}:\n  {shown}", stacklevel=3)
+
+
+def _named(one: dict) -> str:
+    return f"{one['method']!r}, {one['clip']!r} to {one['prompt']!r}"
 
 
 def _rows(edits: list[dict], asked: list[str]) -> list[dict]:
     nothing = {"value": math.nan, "measured_with": "", "seconds": math.nan}
-    taken = [name for name in asked if any(name in one["scores"] for one in edits)]
-    return [
-        one | {"metric": name} | one["scores"].get(name, nothing)
-        for one in edits
-        for name in taken
-        if one["error"] or name in one["scores"]
-    ]
+    taken = [
+        name for name in asked
+        if any(name in one["scores"] or name in one["failed"] for one in edits)
+    ]  # fmt: skip
+    rows = []
+    for one in edits:
+        for name in taken:
+            if one["error"] or name in one["failed"] or name in one["scores"]:
+                error = {"error": one["failed"].get(name, one["error"])}
+                rows.append(one | {"metric": name} | one["scores"].get(name, nothing) | error)
+    return rows
 
 
 def _mean(metric: str, rows: "pandas.DataFrame") -> Score:

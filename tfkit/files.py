@@ -99,8 +99,7 @@ def claimed(
     """
     path, manifest = Path(path).expanduser(), f"{kind}.json"
     origin = json.loads(json.dumps(origin))
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file; expected a folder for the {kind}")
+    check_folder(path, kind)
     path.mkdir(parents=True, exist_ok=True)
     with _held(path):  # before a look at it: another process may have just begun there
         _check_place(path, kind, origin, names, unsaid)
@@ -111,6 +110,16 @@ def claimed(
             says |= {SUM: checksum_of(says)}
             write_whole(path / manifest, json.dumps(says, indent=1).encode())
         yield path
+
+
+def check_folder(path: str | Path, kind: str) -> None:
+    """Raises ValueError unless a folder is new, empty or holds such a thing, whoever's it is."""
+    path = Path(path).expanduser()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; expected a folder for the {kind}")
+    holds = set(path.iterdir()) - set(left_over(path)) if path.exists() else ()
+    if holds and not (path / f"{kind}.json").exists():
+        raise ValueError(f"{path} is not empty and holds no {kind}; give an empty or a new folder")
 
 
 def _check_place(
@@ -130,8 +139,8 @@ def _check_place(
                     f"{_short(theirs[name])} there, {_short(here)} asked for. "
                     "Give another folder, or delete this one."
                 )
-    elif set(path.iterdir()) - set(left_over(path)):
-        raise ValueError(f"{path} is not empty and holds no {kind}; give an empty or a new folder")
+    else:
+        check_folder(path, kind)
 
 
 def read_manifest(

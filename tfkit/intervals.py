@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfkit.settings import check_whole
+from tfkit.settings import check_seed, check_whole
 
 _BATCH = 1000
 
@@ -40,7 +40,7 @@ def bootstrap(
         shown = ", ".join(f"{v:g}" for v in values[:8])
         raise ValueError(f"values: [{shown}]; expected at least two, all finite, one a clip")
     check_whole("resamples", resamples)
-    check_whole("seed", seed, least=0)
+    seed = check_seed(seed)
     if not 0 < level < 1:
         raise ValueError(f"level={level!r}: expected a share between 0 and 1, such as 0.95")
     if np.ptp(values) == 0:

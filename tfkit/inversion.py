@@ -82,7 +82,7 @@ def invert(
     check_choice("predictor", predictor, get_args(Predictor))
     if isinstance(prepare, type) or not isinstance(prepare, Prepares | None):
         raise ValueError(f"prepare={prepare!r}: expected a tfkit.Preparation(...), or None")
-    check_whole("batch", batch)
+    batch = check_whole("batch", batch)
     timesteps, text = model.timesteps(steps), model.embed(prompt)
     if prepare is not None:
         prepare.check(len(given), steps)
@@ -204,7 +204,7 @@ def reconstruct(
     ControlNet where none is given, NonFiniteError where the model overflows.
     """
     check_fits(model, source)
-    check_whole("batch", batch)
+    batch = check_whole("batch", batch)
     if control is None and "control" in source.conditions:
         raise ValueError(
             "source was inverted under a ControlNet, and reconstruction without it would not lead "

@@ -139,7 +139,8 @@ class Job:
 def run(job: Job) -> tuple[int, list[dict]]:
     """The job's number and a result for each prompt by each method, in this order.
 
-    A result has scores {metric: value, measured_with}, the edit's seconds, and an error or "".
+    A result has scores {metric: value, measured_with}, the edit's seconds, and an error or "";
+    failed: {metric: error} of functions that raised one.
     """
     model, judge, structure = job.model.model(), _once("judge", load_clip, job.judge), job.structure
     if isinstance(structure, str | Path):
@@ -152,6 +153,14 @@ def run(job: Job) -> tuple[int, list[dict]]:
             found.append(bench.result(change.prompt, how))
             job.meter.tick()
     return job.number, found
+
+
+class NotKeptError(OSError):
+    """What was measured cannot be written to the folder that is to keep it."""
+
+
+def _told(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _kept(make: Callable[["Bench"], T]) -> Callable[["Bench"], T]:
@@ -179,17 +188,27 @@ class Bench:
         self.job, self.model, self.judge, self.structure = job, model, judge, structure
         self.tokens = self._tokens() if job.level > 1 else None
         self.made: dict[Callable, tuple] = {}
+        self.failed: dict[str, str] = {}  # of the edit at hand: functions that raised, their errors
+        self.trace = ""  # of the last of these
 
     def result(self, prompt: str, how: Mapping | Callable) -> dict:
         """What :func:`run` returns of one prompt by one method; an error is part of it."""
+        self.failed, self.trace = {}, ""
         try:
             record = self._record(prompt, how)
+        except NotKeptError:
+            raise
         except Exception as error:
             if self.job.stop:
                 raise
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            return {"error": text, "trace": traceback.format_exc(), "scores": {}}
-        return {"error": "", "scores": record["scores"], "seconds": record["seconds"]}
+            return {
+                "error": _told(error), "scores": {}, "failed": {},
+                "trace": traceback.format_exc(),
+            }  # fmt: skip
+        return {
+            "error": "", "scores": record["scores"], "seconds": record["seconds"],
+            "failed": self.failed, "trace": self.trace,
+        }  # fmt: skip
 
     def _record(self, prompt: str, how: Mapping | Callable) -> dict:
         """From the folder, where it has all that is asked for; else made, and kept there."""
@@ -203,7 +222,13 @@ class Bench:
         if old["level"] >= job.level and old["own"].items() >= own.items():
             return old
         record = {"of": of} | self._make(prompt, how, old["own"] | own, old)
-        write_record(job.folder, key, record)
+        try:
+            write_record(job.folder, key, record)
+        except OSError as error:
+            raise NotKeptError(
+                f"{str(job.folder)!r} cannot keep what was measured: {error}. Make room there, or "
+                "give another folder; what is in it stays, and another call goes on from it"
+            ) from error
         return record
 
     def _make(self, prompt: str, how: Mapping | Callable, own: dict[str, str], old: dict) -> dict:
@@ -225,7 +250,14 @@ class Bench:
             scores |= {name: _plain(value) for name, value in found.items()}
         for name, metric in job.own.items():
             called = getattr(metric, "__qualname__", type(metric).__qualname__)
-            scores[name] = _plain(metric(frames, clip, prompt), f"function: {called}")
+            try:
+                scores[name] = _plain(metric(frames, clip, prompt), f"function: {called}")
+            except Exception as error:
+                if job.stop:
+                    raise
+                self.failed[name], self.trace = _told(error), traceback.format_exc()
+                scores.pop(name, None)
+        own = {name: key for name, key in own.items() if name not in self.failed}
         level = max(job.level, old["level"])
         return {"seconds": seconds, "level": level, "own": own, "scores": scores}
 

@@ -107,7 +107,7 @@ def draw_keyframes(
     lengths = (frames - starts).clamp(max=interval)
     if fixed:
         return (starts + lengths // 2).expand(steps, -1).clone()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     offset = torch.rand(steps, len(starts), generator=generator, dtype=torch.float64) * lengths
     return starts + offset.long()
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tfkit import hooks
 from tfkit.diffusion import LatentDiffusion
 from tfkit.sampling import with_noise
-from tfkit.settings import check_whole
+from tfkit.settings import check_seed
 from tfkit.trajectory import Trajectory
 
 
@@ -83,7 +83,7 @@ def inverted(source: Trajectory, t: int | None) -> Tensor:
 
 def fresh(source: Trajectory, seed: int) -> Tensor:
     """One draw of noise for all frames (1, 4, h, w), the same on every device."""
-    shape, generator = source.clean[:1].shape, torch.Generator().manual_seed(seed)
+    shape, generator = source.clean[:1].shape, torch.Generator().manual_seed(int(seed))
     return torch.randn(shape, generator=generator).to(source.clean)
 
 
@@ -234,6 +234,6 @@ def check_share(name: str, value: float | int) -> None:
 
 def check_noise(noise: str, seed: int) -> None:
     """Raises ValueError unless ``noise`` is "inverted" or "fresh" and ``seed`` a seed."""
-    check_whole("seed", seed, least=0)
+    check_seed(seed)
     if noise not in ("inverted", "fresh"):
         raise ValueError(f"noise={noise!r}: expected 'inverted' or 'fresh'")

@@ -5,11 +5,12 @@ there where the method or the propagation reads it, the negative one unless guid
 Memory: one batch of activations; where the source goes alone, its features of all frames.
 """
 
-import math
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import torch
@@ -36,9 +37,11 @@ class Plan:
     propagation: Propagation
 
     def __post_init__(self) -> None:
-        number = isinstance(self.guidance, int | float) and not isinstance(self.guidance, bool)
-        if not number or not math.isfinite(self.guidance):
+        number = isinstance(self.guidance, Real) and not isinstance(self.guidance, bool)
+        if not number or not abs(self.guidance) <= sys.float_info.max:
             raise ValueError(f"guidance={self.guidance!r}: expected a finite number; 7.5 is usual")
+        if type(self.guidance) is not int:  # numpy's compare to numpy's
+            object.__setattr__(self, "guidance", float(self.guidance))
         for name, kind in (("method", Method), ("propagation", Propagation)):
             value = getattr(self, name)
             if isinstance(value, type) or not isinstance(value, kind):

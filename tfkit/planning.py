@@ -11,7 +11,7 @@ from tfkit.diffusion import LatentDiffusion
 from tfkit.keyframes import Indices, check_keyframes
 from tfkit.passes import Plan
 from tfkit.protocols import Propagation
-from tfkit.settings import check_whole
+from tfkit.settings import check_seed
 from tfkit.steps import Steps, source_key_of
 from tfkit.trajectory import Trajectory
 
@@ -59,7 +59,7 @@ def keyframe_rows(
 
     Raises ValueError for keyframes that do not fit the clip or the propagation.
     """
-    check_whole("seed", seed, least=0)
+    seed = check_seed(seed)
     if keyframes is None:
         return propagation.draw(frames, steps, seed)
     rows = check_keyframes(keyframes, frames, steps)

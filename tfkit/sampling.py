@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from tfkit.diffusion import LatentDiffusion
 from tfkit.overflow import NonFiniteError
-from tfkit.settings import check_whole
+from tfkit.settings import check_seed, check_whole
 from tfkit.video import target_size
 
 
@@ -83,8 +83,8 @@ def generate(
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise ValueError("prompts is empty; expected one text or more")
-    check_whole("batch", batch)
-    check_whole("seed", seed, least=0)
+    batch = check_whole("batch", batch)
+    seed = check_seed(seed)
     own = model.sample_size
     size = (own, own) if size is None else target_size(size, own, own)
     shape = (len(prompts), 4, *model.grid(*size))

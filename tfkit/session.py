@@ -54,7 +54,7 @@ class EditSession(EditState):
         batch: int = 8,
     ) -> None:
         check_fits(model, source)
-        check_whole("batch", batch)
+        batch = check_whole("batch", batch)
         plan = Plan(prompt, negative_prompt, guidance, method, propagation)
         super().__init__(plan_steps(model, source, plan, keyframes, seed), batch)
 
@@ -167,9 +167,9 @@ class EditSession(EditState):
     ) -> "EditSession":
         """From here on with other settings: prompt, negative_prompt, guidance, method, propagation.
 
-        Steps beyond are forgotten. Keyframes stay unless they are given, drawn anew from a seed,
-        or another propagation draws its own. Returns itself. Raises ValueError, and changes
-        nothing, for settings that are not there or do not fit.
+        Steps beyond are forgotten, and taken anew with the keyframes that were drawn last, unless
+        others are given, drawn from a seed, or another propagation draws its own. Returns itself.
+        Raises ValueError, and changes nothing, for settings that are not there or do not fit.
         """
         known = {*Plan.__dataclass_fields__}
         if settings.keys() - known:

@@ -10,10 +10,18 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_whole(name: str, value: object, least: int = 1) -> None:
-    """Raises ValueError unless ``value`` is a whole number of at least ``least``."""
+def check_whole(name: str, value: object, least: int = 1) -> int:
+    """The same as Python's own; raises ValueError unless it is whole and at least ``least``."""
     if not is_whole(value) or value < least:
         raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+    return int(value)
+
+
+def check_seed(seed: object) -> int:
+    """A seed that torch takes, as Python's own; raises ValueError for others."""
+    if check_whole("seed", seed, least=0) >= 2**63:
+        raise ValueError(f"seed={seed!r}: expected less than 2**63")
+    return int(seed)  # type: ignore[call-overload]
 
 
 def check_choice(name: str, value: object, known: Collection[object]) -> None:

@@ -79,7 +79,7 @@ def rebuild(
             "the source was inverted under a ControlNet, and rebuilding without it would not lead "
             "back; expected one inverted without"
         )
-    check_whole("batch", batch)
+    batch = check_whole("batch", batch)
     check_choice("match", match, ("nearest", "random"))
     _check_key(key, len(source))
     when = set(source.timesteps if timesteps is None else (int(t) for t in timesteps))

@@ -23,7 +23,7 @@ from tfkit.conditions import latent_depth
 from tfkit.diffusion import LatentDiffusion
 from tfkit.files import claimed
 from tfkit.sampling import with_noise
-from tfkit.settings import check_choice, check_whole, is_whole
+from tfkit.settings import check_choice, check_seed, check_whole, is_whole
 from tfkit.token_folder import TokenFolder
 from tfkit.trajectory import Trajectory, digest
 from tfkit.video import Clip, size_of
@@ -80,7 +80,7 @@ def noised(
     Raises ValueError for other shapes and for an ensemble below 1.
     """
     check_whole("ensemble", ensemble)
-    check_whole("seed", seed, least=0)
+    seed = check_seed(seed)
     given = frames_or_latents.frames if isinstance(frames_or_latents, Clip) else frames_or_latents
     if isinstance(given, Tensor) and given.ndim == 4 and given.shape[1] == 3:
         given = model.encode(given)
@@ -111,7 +111,7 @@ def extract_features(
     for a folder that belongs to something else or is in use; OSError where it cannot be written.
     """
     check_choice("kind", kind, KINDS)
-    check_whole("batch", batch)
+    batch = check_whole("batch", batch)
     if not isinstance(source, Trajectory | Noised):
         raise ValueError(
             f"source is a {type(source).__name__}; expected a Trajectory, as tfkit.invert returns, "

@@ -23,7 +23,7 @@ from tfkit.choices import SIDES, Answer, Question, Trial
 from tfkit.codec import DEFAULT_FPS
 from tfkit.plots import Sheet
 from tfkit.preferences import Preferences, summarize
-from tfkit.settings import check_whole
+from tfkit.settings import check_seed
 from tfkit.video import Clip, to_uint8
 from tfkit.widgets import films, page
 from tfkit.widgets.twin import Twin
@@ -69,7 +69,7 @@ class PreferenceStudy(Twin, anywidget.AnyWidget):
         fps: float | int | None = None,
         progress: bool = True,
     ):
-        check_whole("seed", seed, least=0)
+        seed = check_seed(seed)
         self.rater, self._fps = rater, fps
         self._questions, self._pairs = _read(pairs)
         trials = choices.plan(self._questions, seed=seed, rater=rater, repeats=repeats)
