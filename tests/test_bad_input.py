@@ -57,6 +57,10 @@ def picture(side=8):
 # What is done, with the model m, a trajectory s of three frames and steps 501 and 1, and an empty
 # folder; then what is raised.
 INVERT = {
+    "folder of no name": (
+        lambda m, s, d: tfkit.invert(m, FRAMES, folder=""),
+        r"folder='': expected a path",
+    ),
     "no frames": (lambda m, s, d: tfkit.invert(m, FRAMES[:0]), r"frames.*\(0, 3, 64, 64\)"),
     "one picture": (lambda m, s, d: tfkit.invert(m, FRAMES[0]), r"\(3, 64, 64\); expected frames"),
     "channels last": (
@@ -328,6 +332,7 @@ VIDEO = {
     "read an empty folder": (lambda m, s, d: tfkit.read_video(d), r"holds no|no images|expected"),
 }
 FILES = {
+    "no path": (lambda m, s, d: tfkit.read_video(None), r"path=None: expected a path"),
     "no bytes": (lambda m, s, d: read(d, "a.mp4", b""), r"a\.mp4' cannot be decoded"),
     "half a file": (
         lambda m, s, d: read(d, "a.mp4", movie(FRAMES)[:900]),

@@ -138,6 +138,10 @@ def test_words_outside_the_menagerie_are_mentioned(video, tmp_path, capsys):
         ({"--start": "99"}, "99"),
         ({"--batch": "0"}, "batch=0"),
         ({"--size": "0"}, "size=0"),
+        ({"--seed": "-1"}, "seed=-1"),
+        ({"--output": "{video}"}, "is the video as well; expected another path"),
+        ({"--trajectory": "{new}", "--checkpoints": "{new}"}, "is --trajectory as well"),
+        ({"--checkpoints": "{full}"}, "is not empty and holds no edit"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(video, tmp_path, capsys, unchecked, change, message):
@@ -147,13 +151,15 @@ def test_a_mistake_is_one_line_and_status_2(video, tmp_path, capsys, unchecked, 
         "--size": "32",
         "--output": str(tmp_path / "o.mp4"),
     }
-    settings |= {k: v for k, v in change.items() if k.startswith("--")}
+    places = {"video": video, "new": tmp_path / "new", "full": video.parent}
+    settings |= {k: v.format(**places) for k, v in change.items() if k.startswith("--")}
+    before = video.read_bytes()
     words = [word for pair in settings.items() for word in pair]
     code = main(["edit", change.get("video", str(video)), "a dog", "--quiet", *words])
     said = capsys.readouterr().err.strip()
     assert code == 2
     assert said.count("\n") == 0 and said.startswith("tfkit: error:") and message in said
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir()) and video.read_bytes() == before
 
 
 def test_mistyped_options_are_status_2_without_a_traceback():

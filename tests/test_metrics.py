@@ -180,6 +180,8 @@ FLOW, VISIBLE = torch.zeros(2, 2, 16, 20), torch.ones(2, 16, 20, dtype=torch.boo
         ("warp_error", (FRAMES[..., :8, :10], FLOW, VISIBLE), r"need \(2, 2, 8, 10\).*resize_flow"),
         ("warp_error", (FRAMES, FLOW, VISIBLE[:1]), r"visible is torch.bool \(1, 16, 20\); the fl"),
         ("warp_error", (FRAMES, FLOW, VISIBLE.float()), r"visible is torch.float32"),
+        ("warp_error", (FRAMES, FLOW, None), r"visible is None"),
+        ("psnr", (FRAMES, FRAMES * torch.nan), r"hold NaN or infinity"),
         ("warp_error", (FRAMES, FLOW, ~VISIBLE), r"no point is visible in any of the 2 pairs"),
         ("warp_error", (FRAMES, FLOW + 99, VISIBLE), r"no point is visible"),
         ("estimate_flow", (FRAMES, "slow"), r"preset='slow'; expected one of ultrafast, fast, m"),

@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from pipelines import moving_latents
@@ -566,3 +567,19 @@ def test_settings_that_do_the_same_do_not_differ(model, source):
     assert not walk.compare(twin).settings
     twin.change(method=Held(torch.ones(2)))
     assert walk.compare(twin).settings.keys() == {"method"}
+
+
+def test_numbers_of_numpy_are_as_good_as_pythons(model, source, unchecked):
+    """Sweeps are made of them: np.linspace for guidance, np.arange for seeds and batches."""
+    plain = session(model, source, guidance=2.5, seed=3, batch=2).run(progress=False)
+    given = {"guidance": np.float32(2.5), "seed": np.int64(3), "batch": np.int32(2)}
+    numpy = session(model, source, **given).run(progress=False)
+    assert torch.equal(plain.latents, numpy.latents)
+    fresh = [tfkit.SDEdit(0.5, noise="fresh", seed=seed) for seed in (4, np.int64(4))]
+    one, other = (session(model, source, method=method, guidance=np.float64(1)) for method in fresh)
+    assert torch.equal(one.latents, other.latents)
+    for guidance in (10**400, np.float64("nan"), True):
+        with pytest.raises(ValueError, match="expected a finite number"):
+            session(model, source, guidance=guidance)
+    with pytest.raises(ValueError, match=r"expected less than 2\*\*63"):
+        session(model, source, seed=2**70)

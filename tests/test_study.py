@@ -266,6 +266,32 @@ def test_another_studys_file_is_refused_and_stays(file, change, message):
     assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"repeats": True}, "repeats=True: expected 0 to"),
+        ({"rater": 3}, "rater=3: expected a text"),
+        ({"rater": ""}, "rater='': expected a text"),
+        ({"question": 3}, "question=3: expected a text"),
+        ({"fps": 0}, "fps=0; expected frames a second"),
+        ({"file": 3}, "file=3: expected a path"),
+        ({"seed": 2**63}, "expected less than"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(file, unchecked, settings, message):
+    with pytest.raises(ValueError, match=message):
+        bare(PreferenceStudy)(shades(), **({"file": file} | settings))
+    assert not file.exists()
+
+
+def test_a_header_without_its_pairs_is_another_study(file):
+    study_of(file).answer("left")
+    text = file.read_text()
+    file.write_text(text.replace('"pairs"', '"pears"'))
+    with pytest.raises(ValueError, match="answers of another study: it has no pairs"):
+        study_of(file)
+
+
 @pytest.mark.parametrize("text", ["hello\n", '{"a": 1}\n', "[1]\n", "\x00\x01", "\n"])
 def test_what_is_no_study_is_refused_and_stays(file, text):
     file.write_text(text)

@@ -23,9 +23,12 @@ def check_pair(
 ) -> tuple[Float[Tensor, "f 3 h w"], Float[Tensor, "f 3 h w"]]:
     """The frames of both, on one device; ValueError, by their names, unless they are of one shape.
 
-    Values outside [0, 1] are let through: a metric may be asked about them.
+    Values outside [0, 1] are let through, for a metric may be asked about them; NaN is not.
     """
     a, b = as_frames(a, one), as_frames(b, other)
+    for name, frames in ((one, a), (other, b)):
+        if not torch.isfinite(frames).all():
+            raise ValueError(f"{name} hold NaN or infinity; expected finite values")
     if a.shape != b.shape:
         raise ValueError(
             f"{one} is {tuple(a.shape)} but {other} is {tuple(b.shape)}; expected one shape"

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tfkit.settings import is_whole
+
 FORMAT = "tfkit preferences 1"
 SIDES = ("left", "right")
 
@@ -68,7 +70,7 @@ def plan(
     ``repeats`` of the questions come a second time at the end with their sides swapped. Other
     raters get another order, by their names. Raises ValueError for more repeats than questions.
     """
-    if not 0 <= repeats <= len(questions):
+    if not is_whole(repeats) or not 0 <= repeats <= len(questions):
         raise ValueError(
             f"repeats={repeats!r}: expected 0 to {len(questions)}, as many as there are questions"
         )
@@ -177,10 +179,12 @@ def _check_header(path: Path, header: object, mine: dict) -> None:
             f"{str(path)!r} does not begin as a file of answers ({FORMAT!r}); expected a new path "
             "or a file that PreferenceStudy has begun. It was left as it is"
         )
-    theirs, pairs = header["pairs"], mine["pairs"]
+    theirs, pairs, asked = header.get("pairs"), mine["pairs"], header.get("question")
     differs = None
-    if header["question"] != mine["question"]:
-        differs = f"it asks {header['question']!r}, this study {mine['question']!r}"
+    if asked != mine["question"]:
+        differs = f"it asks {asked!r}, this study {mine['question']!r}"
+    elif not isinstance(theirs, list) or not all(isinstance(pair, dict) for pair in theirs):
+        differs = "it has no pairs"
     elif len(theirs) != len(pairs):
         differs = f"it has {len(theirs)} pairs, this study {len(pairs)}"
     else:

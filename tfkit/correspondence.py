@@ -47,6 +47,8 @@ def nearest_neighbors(query: Tensor, keys: Tensor) -> Field:
             f"query {tuple(query.shape)} and keys {tuple(keys.shape)}: expected tokens of one "
             "width and at least one key"
         )
+    if not query.is_floating_point() or not keys.is_floating_point():
+        raise ValueError(f"query {query.dtype} and keys {keys.dtype}: expected floats")
     query, keys = _unit(query), _unit(keys)
     transposed = keys.transpose(-1, -2)
     pairs = keys.shape[:-1].numel()  # similarities in one row of queries over the whole batch

@@ -63,14 +63,19 @@ def metric_names(
     """The names of tfkit's own metrics, in their order, and the user's functions by name."""
     if metrics is None:
         return tuple(METRICS), {}
-    metrics = [metrics] if isinstance(metrics, str) or callable(metrics) else list(metrics)
+    several = [metrics] if isinstance(metrics, str) or callable(metrics) else metrics
+    given, metrics = metrics, list(several) if isinstance(several, Iterable) else []
+    known = all(isinstance(metric, str) or callable(metric) for metric in metrics)
+    if not known or not metrics:
+        raise ValueError(
+            f"metrics={given!r}: expected functions, or names among {', '.join(METRICS)}"
+        )
     own = {getattr(m, "__name__", type(m).__name__): m for m in metrics if callable(m)}
     names = [metric for metric in metrics if not callable(metric)]
     unknown = [name for name in names if name not in METRICS]
-    if unknown or not metrics:
+    if unknown:
         raise ValueError(
-            f"metrics: {unknown or metrics!r}; expected functions, or names among "
-            f"{', '.join(METRICS)}"
+            f"metrics: {unknown!r}; expected functions, or names among {', '.join(METRICS)}"
         )
     if len(own) < len(metrics) - len(names) or set(own) & set(METRICS):
         raise ValueError(
@@ -98,6 +103,8 @@ def check_readers(tokens: object, structure: object, tracks: object) -> None:
 def named_clips(clips: Iterable | Task) -> list[tuple[str, Task | Clip, tuple[Change, ...]]]:
     """(name, clip, what is asked of it), each name once."""
     several = [clips] if isinstance(clips, Task) else clips
+    if not isinstance(several, Iterable):
+        raise ValueError(f"clips={clips!r}: expected tasks, pairs (Clip, prompts), or a mapping")
     pairs: Iterable[tuple[Any, Any]] = (
         several.items() if isinstance(several, Mapping) else ((None, one) for one in several)
     )
@@ -121,10 +128,11 @@ def _pair(i: int, given: object) -> tuple[Clip, tuple[Change, ...]]:
             "tfkit.menagerie.benchmark() or a pair (Clip, prompt or prompts)"
         )
     clip, prompts = given
-    prompts = [prompts] if isinstance(prompts, str | Change) else list(prompts)
+    several = [prompts] if isinstance(prompts, str | Change) else prompts
+    asked, prompts = prompts, list(several) if isinstance(several, Iterable) else []
     if not prompts or not all(isinstance(one, str | Change) for one in prompts) or len(clip) < 2:
         raise ValueError(
-            f"clips: number {i + 1} has {len(clip)} frames and the prompts {prompts!r}; expected "
+            f"clips: number {i + 1} has {len(clip)} frames and the prompts {asked!r}; expected "
             "two frames and one text, or more"
         )
     return clip, tuple(p if isinstance(p, Change) else Change(p, "", "", "") for p in prompts)

@@ -114,6 +114,8 @@ def evaluate(
     check_choice("errors", errors, ("warn", "raise"))
     check_whole("steps", steps)
     check_readers(tokens, structure, tracks)
+    if not isinstance(inversion, Mapping | None):
+        raise ValueError(f"inversion={inversion!r}: expected settings of tfkit.invert in a mapping")
     inversion = dict(inversion or {})
     check_names("inversion", inversion, INVERSION)
     clips = named_clips(clips)

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tfkit.atomic import left_over, replacing
+from tfkit.settings import check_path
 
 SUM = "crc32"  # of all else that a JSON file says; older ones have none
 
@@ -97,7 +98,7 @@ def claimed(
     Raises ValueError where the folder belongs to something else, is a file, holds other things or
     is in use by another process.
     """
-    path, manifest = Path(path).expanduser(), f"{kind}.json"
+    path, manifest = check_path("folder", path), f"{kind}.json"
     origin = json.loads(json.dumps(origin))
     check_folder(path, kind)
     path.mkdir(parents=True, exist_ok=True)
@@ -114,7 +115,7 @@ def claimed(
 
 def check_folder(path: str | Path, kind: str) -> None:
     """Raises ValueError unless a folder is new, empty or holds such a thing, whoever's it is."""
-    path = Path(path).expanduser()
+    path = check_path("folder", path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; expected a folder for the {kind}")
     holds = set(path.iterdir()) - set(left_over(path)) if path.exists() else ()

@@ -63,6 +63,8 @@ def match(unet: nn.Module, patterns: str | Iterable[str], group: str = "attn1") 
     Raises ValueError for a pattern that fits nothing, with the names there are.
     """
     names = modules(unet, group)
+    if not isinstance(patterns, Iterable):
+        raise ValueError(f"layers={patterns!r}: expected a name, a wildcard or a list of them")
     chosen: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         fits = [n for n in names if n == pattern or fnmatch.fnmatchcase(n, str(pattern))]

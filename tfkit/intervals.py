@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -35,13 +36,16 @@ def bootstrap(
     Raises ValueError for fewer than two values, for any that is not finite, and settings out of
     range.
     """
-    values = np.asarray([float(value) for value in values])
+    try:
+        values = np.asarray([float(value) for value in values])
+    except TypeError:
+        raise ValueError(f"values={values!r}: expected numbers, one a clip") from None
     if len(values) < 2 or not np.isfinite(values).all():
         shown = ", ".join(f"{v:g}" for v in values[:8])
         raise ValueError(f"values: [{shown}]; expected at least two, all finite, one a clip")
     check_whole("resamples", resamples)
     seed = check_seed(seed)
-    if not 0 < level < 1:
+    if not isinstance(level, Real) or not 0 < level < 1:
         raise ValueError(f"level={level!r}: expected a share between 0 and 1, such as 0.95")
     if np.ptp(values) == 0:
         return Interval(*[float(values[0])] * 3)

@@ -83,10 +83,13 @@ def warp_error(
     """
     frames = as_frames(frames)
     _check_flow(frames, flow)
-    if tuple(visible.shape) != (len(flow), *flow.shape[-2:]) or visible.dtype != torch.bool:
+    wanted = (len(flow), *flow.shape[-2:])
+    bools = isinstance(visible, Tensor) and visible.dtype == torch.bool
+    if not bools or tuple(visible.shape) != wanted:
+        tensor = isinstance(visible, Tensor)
+        got = f"{visible.dtype} {tuple(visible.shape)}" if tensor else repr(visible)
         raise ValueError(
-            f"visible is {visible.dtype} {tuple(visible.shape)}; the flow {tuple(flow.shape)} "
-            f"needs torch.bool {(len(flow), *flow.shape[-2:])}"
+            f"visible is {got}; the flow {tuple(flow.shape)} needs torch.bool {wanted}"
         )
     errors = []
     for (here, after), way, seen in zip(pairwise(frames), flow, visible, strict=True):

@@ -5,12 +5,10 @@ there where the method or the propagation reads it, the negative one unless guid
 Memory: one batch of activations; where the source goes alone, its features of all frames.
 """
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from tfkit.attention import FlowAttention
 from tfkit.diffusion import LatentDiffusion
 from tfkit.methods import Method, Moment, injection
 from tfkit.protocols import Propagation
+from tfkit.settings import is_finite
 from tfkit.source_cache import Features, KeptStep, StepWriter
 from tfkit.trajectory import Trajectory
 
@@ -37,8 +36,7 @@ class Plan:
     propagation: Propagation
 
     def __post_init__(self) -> None:
-        number = isinstance(self.guidance, Real) and not isinstance(self.guidance, bool)
-        if not number or not abs(self.guidance) <= sys.float_info.max:
+        if not is_finite(self.guidance):
             raise ValueError(f"guidance={self.guidance!r}: expected a finite number; 7.5 is usual")
         if type(self.guidance) is not int:  # numpy's compare to numpy's
             object.__setattr__(self, "guidance", float(self.guidance))

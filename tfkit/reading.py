@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tfkit import codec
 from tfkit.codec import DEFAULT_FPS
-from tfkit.settings import check_whole
+from tfkit.settings import check_path, check_whole
 from tfkit.video import Clip, resize, target_size
 
 
@@ -113,7 +113,7 @@ def _checked(
     path: str | os.PathLike, frames: int | None, size: int | tuple[int, int] | None, start: int
 ) -> Path:
     """The path, where it and the settings can be meant."""
-    path = Path(path).expanduser()
+    path = check_path("path", path)
     if frames is not None:
         check_whole("frames", frames)
     check_whole("start", start, least=0)

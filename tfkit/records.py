@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tfkit.atomic import left_over, replacing
 from tfkit.files import SUM, checksum_of
+from tfkit.settings import check_path
 from tfkit.trajectory import digest
 
 _STALE = 60  # seconds after which an unfinished file is nobody's any more
@@ -108,7 +109,7 @@ def open_folder(path: str | Path) -> Path:
 
     Raises ValueError where it is a file.
     """
-    folder = Path(path).expanduser().absolute()  # another process may work elsewhere
+    folder = check_path("folder", path).absolute()  # another process may work elsewhere
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{str(path)!r} is a file; expected a folder for the results")
     folder.mkdir(parents=True, exist_ok=True)

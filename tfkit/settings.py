@@ -1,13 +1,25 @@
 """What is asked of the numbers and names that are settings, anywhere."""
 
+import math
+import os
 from collections.abc import Collection
-from numbers import Integral
+from contextlib import suppress
+from numbers import Integral, Real
+from pathlib import Path
 from typing import TypeGuard
 
 
 def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value counts something: an integer of Python's or numpy's, and no bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Whether a value is a finite number, Python's or numpy's, and no bool."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    with suppress(OverflowError):
+        return number and math.isfinite(float(value))  # type: ignore[arg-type]
+    return False
 
 
 def check_whole(name: str, value: object, least: int = 1) -> int:
@@ -28,3 +40,17 @@ def check_choice(name: str, value: object, known: Collection[object]) -> None:
     """Raises ValueError unless ``value`` is among the ``known`` ones."""
     if value not in known:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
+
+
+def check_path(name: str, value: object) -> Path:
+    """A path of the file system, "~" expanded; raises ValueError for what is none, and for ""."""
+    if not isinstance(value, str | os.PathLike) or value == "":
+        raise ValueError(f"{name}={value!r}: expected a path")
+    return Path(value).expanduser()
+
+
+def check_text(name: str, value: object) -> str:
+    """Raises ValueError unless ``value`` is a text, and not an empty one."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name}={value!r}: expected a text")
+    return value

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tfkit import codec
 from tfkit.atomic import left_over, remove, replacing
+from tfkit.settings import check_path
 from tfkit.video import Clip, as_frames, rate_of, size_of, to_uint8
 
 MOVIES = (".mp4", ".mov", ".mkv", ".m4v")
@@ -57,7 +58,7 @@ def write_video(
 
 def check_output(path: str | os.PathLike) -> Path:
     """The path if `write_video` can write there; ValueError if not. For asking before long work."""
-    path = Path(path).expanduser()
+    path = check_path("path", path)
     suffix = path.suffix.lower()
     if suffix not in (*MOVIES, ".gif", ""):
         raise ValueError(

@@ -23,8 +23,8 @@ from tfkit.choices import SIDES, Answer, Question, Trial
 from tfkit.codec import DEFAULT_FPS
 from tfkit.plots import Sheet
 from tfkit.preferences import Preferences, summarize
-from tfkit.settings import check_seed
-from tfkit.video import Clip, to_uint8
+from tfkit.settings import check_path, check_seed, check_text
+from tfkit.video import Clip, rate_of, to_uint8
 from tfkit.widgets import films, page
 from tfkit.widgets.twin import Twin
 
@@ -70,11 +70,15 @@ class PreferenceStudy(Twin, anywidget.AnyWidget):
         progress: bool = True,
     ):
         seed = check_seed(seed)
-        self.rater, self._fps = rater, fps
+        self.rater, self._fps = check_text("rater", rater), fps
+        check_text("question", question)
         self._questions, self._pairs = _read(pairs)
+        if fps is not None:
+            rate_of(None, fps)
         trials = choices.plan(self._questions, seed=seed, rater=rater, repeats=repeats)
         whole = hashlib.sha256(repr((question, self._questions)).encode()).hexdigest()
-        self.file = Path(file or f"preferences-{whole[:8]}.jsonl").expanduser()
+        file = f"preferences-{whole[:8]}.jsonl" if file is None else file
+        self.file = check_path("file", file)
         bar = tqdm(self._pairs, desc="pairs", leave=False, disable=not progress)
         # all of it first, so that nobody waits between two questions; a pair's videos all alike
         packed = [films.pack(pair.videos, budget * 1e6) for pair in bar]
