@@ -17,10 +17,18 @@ from diffusers import (
 from transformers import CLIPModel
 
 import tfkit
+from tfkit.conditions import canny
 from tfkit.menagerie import anatomy, vocabulary
 from tfkit.menagerie.folder import write_tokenizer
 from tfkit.menagerie.recipe import unet
-from tfkit.menagerie.recipe.data import captions, dataset, dead_leaves, part_labels, pick
+from tfkit.menagerie.recipe.data import (
+    captions,
+    dataset,
+    dead_leaves,
+    edges,
+    part_labels,
+    pick,
+)
 from tfkit.menagerie.recipe.loop import Run, spent
 from tfkit.menagerie.training import main
 
@@ -108,6 +116,53 @@ def test_training_goes_on_where_it_stopped(trained):
     assert after["steps"] > before["steps"] and after["minutes"] > before["minutes"]
     assert after["samples"] - before["samples"] == 4 * (after["steps"] - before["steps"])
     assert not list(work.glob("*.part"))
+
+
+def test_interrupted_training_loses_nothing(tmp_path):
+    args = SimpleNamespace(work=tmp_path, out=tmp_path / "out", resume=True, device="cpu")
+    args.out.mkdir()
+    model, exported = torch.nn.Linear(2, 1), []
+
+    def run(steps):
+        run, left = Run("unet", model, args, rate=1e-4), iter(range(steps))
+
+        def loss_of():
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return run.model(torch.rand(3, 2)).square().mean(), 3
+
+        with pytest.raises(KeyboardInterrupt):
+            run.train(600.0, loss_of, lambda average: {"seen": 1.0}, exported.append)
+        return spent(run.path)
+
+    assert {"steps": 4, "samples": 12, "seen": 1.0}.items() <= run(4).items()
+    assert {"steps": 6, "samples": 18}.items() <= run(2).items()
+    assert len(exported) == 2 and json.loads((args.out / "training.json").read_text())["unet"]
+
+
+def test_captions_of_a_batch_are_those_of_its_frames(trained):
+    """Or empty, in a tenth; latents are those of the frames, mirrored or not."""
+    work, out = trained
+    args = SimpleNamespace(work=work, out=out, images=30, size=64, batch=400, device="cpu")
+    studio = unet.Studio(args)
+    batch = studio.batch()
+    empty = studio.tokens[-1, 0]
+    blank = (batch.tokens == empty).all(1)
+    scenes = batch.index < len(studio.descriptions)
+    assert blank[~scenes].all() and 0.03 < blank[scenes].float().mean() < 0.2
+    for i, tokens in zip(batch.index[scenes & ~blank], batch.tokens[scenes & ~blank], strict=True):
+        assert (studio.tokens[i] == tokens).all(1).any()
+    assert len({tuple(row.tolist()) for row in studio.tokens[0]}) > 2  # said in several ways
+    latents = studio.latents(batch.index, batch.mirrored)
+    assert torch.equal(latents, batch.latents)
+
+
+def test_edges_are_those_of_the_frames(tmp_path):
+    frames, _ = dataset(tmp_path, 12)
+    found = edges(tmp_path, 12)
+    assert torch.equal(found.float(), canny(frames.float() / 255)[:, :1])
+    assert 0.01 < found.float().mean() < 0.5
+    assert torch.equal(edges(tmp_path, 12), found)  # from the file
 
 
 def test_natural_images_have_no_caption_and_animals_say_no_untruth(tmp_path):

@@ -1,6 +1,7 @@
 """The command line: `python -m tfkit edit VIDEO PROMPT ...`, `demo`, `bench`, `tables`."""
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -28,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     every.add_argument("--prompts", type=int, default=3, help="of each clip's three")
     every.add_argument("--steps", type=int, default=16, help="of inversion and edit (16)")
     every.add_argument("--workers", type=int, default=1, help="clips at once (1)")
+    every.add_argument("--device", default="cpu", help="where the edits are made, in float32 (cpu)")
     every.add_argument(
         "--only", nargs="+", metavar="NAME",
         help="some of the methods, such as 'PnP, TokenFlow', and no reconstructions; not for "
@@ -168,10 +170,15 @@ def _say(notes: Iterable[str]) -> None:
 
 def run_tables(args: argparse.Namespace) -> None:
     """Measures the benchmark, writes the table and prints its summary."""
+    import torch
+
     from tfkit import evaluation, tables
+    from tfkit.loading import load
 
     made_with = {name: getattr(args, name) for name in ("clips", "frames", "prompts", "steps")}
-    chosen: dict[str, Any] = {}
+    chosen: dict[str, Any] = {
+        "model": functools.partial(load, device=args.device, dtype=torch.float32)
+    }
     if args.only:
         unknown = [name for name in args.only if name not in tables.CONTENDERS]
         if unknown or args.output is None:
@@ -180,9 +187,10 @@ def run_tables(args: argparse.Namespace) -> None:
                 + ", ".join(map(repr, tables.CONTENDERS))
             )
         some = {name: tables.CONTENDERS[name] for name in args.only}
-        chosen = {"contenders": some, "rebuilt": {}}
+        chosen |= {"contenders": some, "rebuilt": {}}
     table = tables.measure(**made_with, **chosen, folder=args.folder, n_jobs=args.workers)
-    path = tables.write_table(args.output or tables.STORED, table, **made_with)
+    machine = tables.machine(args.device)
+    path = tables.write_table(args.output or tables.STORED, table, machine=machine, **made_with)
     for part in (table[table.metric != "psnr"], table[table.metric == "psnr"]):
         if len(part):
             print(evaluation.summary(part))

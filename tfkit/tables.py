@@ -131,7 +131,7 @@ def bounds(chosen: Sequence[Task]) -> "pandas.DataFrame":
     Both go through the autoencoder, as edits do: what they lack is no editing method's fault. The
     warp error is along each one's own flow. Rows as :func:`tfkit.evaluate` has them, of no seconds.
     """
-    pandas, model, judge, rows = need_pandas("tfkit.tables"), load(), load_clip(), []
+    pandas, model, judge, rows = need_pandas("tfkit.tables"), load(device="cpu"), load_clip(), []
 
     def decoded(clip: Clip) -> tuple[Tensor, Score]:
         frames = model.decode(model.encode(clip), size=size_of(clip.frames))
@@ -260,11 +260,18 @@ def write_table(path: str | Path, table: "pandas.DataFrame", **made_with: Any) -
         "methods": {name: repr(method) for name, method in _METHODS.items()},
         "date": date.today().isoformat(),
         **{name: version(name) for name in ("tfkit", "torch", "diffusers")},
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads", **made_with,
+        "machine": machine(), **made_with,
     }  # fmt: skip
     with replacing(Path(path)) as new:
         new.write_text(f"# {json.dumps(about)}\n" + table.to_csv(index=False, float_format="%.6g"))
     return Path(path)
+
+
+def machine(device: str = "cpu") -> str:
+    """What edits on a device are made with."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def of_weights() -> dict[str, str]:
@@ -274,7 +281,7 @@ def of_weights() -> dict[str, str]:
         name: key_of([load_file(file) for file in sorted(folder.glob("*.safetensors"))])
         for name, folder in parts.items()
     }
-    return {"weights": load().fingerprint()} | found
+    return {"weights": load(device="cpu").fingerprint()} | found
 
 
 def read_table(path: str | Path = STORED) -> tuple["pandas.DataFrame", dict]:

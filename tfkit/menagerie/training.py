@@ -3,15 +3,17 @@
     python -m tfkit.menagerie.training [clip|vae|unet|controlnet|card|all] --minutes 30 --resume
 
 CLIP, VAE, UNet and ControlNet are trained in this order; then the card is written with their
-figures. Every stage minds the clock, writes its state (resumable) and pictures to ``--work`` and
-what it has learned, as fp16 safetensors in Stable Diffusion's own folder layout, to ``--out``. With
-``--resume`` it goes on from its state, or else from the weights in ``--out``. The data are single
-frames of the world with captions that leave things open, and, so that a user's own video fits too,
-dead-leaves and 1/f images with an empty caption. The same code on any device, in bfloat16 on a GPU.
-Memory is that of one batch, the latents, 4 to 16 kB each, and of the frames what is touched.
+figures. Every stage minds the clock. Every five minutes, at the end and when a signal stops it, it
+writes its state (resumable) and pictures to ``--work`` and what it has learned, as fp16 safetensors
+in Stable Diffusion's own folder layout, to ``--out``. With ``--resume`` it goes on from its state,
+or else from the weights in ``--out``. The data are single frames of the world with captions that
+leave things open, and, so that a user's own video fits too, dead-leaves and 1/f images with an
+empty caption. The same code on any device, in bfloat16 on a GPU. Memory is that of one batch, the
+latents, 4 to 16 kB each (a GPU's hold them all), and of the frames what is touched.
 """
 
 import argparse
+import signal
 from pathlib import Path
 
 import torch
@@ -52,4 +54,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as if interrupted
     main()

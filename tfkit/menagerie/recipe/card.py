@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import torch
+
 import tfkit
 from tfkit.clip import load_clip
 from tfkit.menagerie.recipe.evaluation import MEASURES, Bench
@@ -43,7 +45,7 @@ def evaluate(args):
     path = args.out / "figures.json"
     figures = json.loads(path.read_text()) if args.resume and path.exists() else {}
     scenes = int(figures.setdefault(SCENES, args.scenes))
-    model = tfkit.load(args.out, device=args.device)
+    model = tfkit.load(args.out, device=args.device, dtype=torch.float32)
     bench = Bench(model, load_clip(args.out / "clip"), scenes, args.video)
     for measure in MEASURES:
         if args.only and measure.__name__ not in args.only:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 
-from tfkit.conditions import canny
 from tfkit.menagerie import casting
+from tfkit.menagerie.recipe.data import edges
 from tfkit.menagerie.recipe.loop import Run, save_grid
 from tfkit.menagerie.recipe.unet import Studio, prompts, sample
 
@@ -31,12 +31,14 @@ def train(args):
     model = from_unet(unet).to(args.device, memory_format=torch.channels_last)
     run = Run("controlnet", model, args, rate=args.rate or 3e-4, ema=0.998)
 
+    found = edges(args.work, args.images).to(args.device)
+
     def condition(index: Tensor, mirrored: Tensor) -> Tensor:
-        found = canny(studio.frames[index].float() / 255)
-        found = torch.where(mirrored[:, None, None, None] == 1, found.flip(-1), found)
+        seen = found[index].float()
+        seen = torch.where(mirrored[:, None, None, None] == 1, seen.flip(-1), seen)
         if args.size != casting.SIZE:
-            found = F.interpolate(found, size=(args.size, args.size), mode="area")
-        return found.to(args.device)
+            seen = F.interpolate(seen, size=(args.size, args.size), mode="area")
+        return seen.expand(-1, 3, -1, -1)
 
     def controlled(control, noisy, t, text, seen):
         down, mid = control(
@@ -48,15 +50,13 @@ def train(args):
         ).sample  # fmt: skip
 
     def loss_of():
-        index, mirrored = studio.batch()
-        seen = condition(index, mirrored)
-        predict = partial(controlled, model, seen=seen)
-        loss = studio.loss(predict, index, mirrored)
-        return loss, len(index)
+        batch = studio.batch()
+        predict = partial(controlled, model, seen=condition(batch.index, batch.mirrored))
+        return studio.loss(predict, batch), len(batch.index)
 
     def report(average):
-        index = torch.arange(24)
-        seen = condition(index, torch.zeros(24))
+        index = torch.arange(24, device=args.device)
+        seen = condition(index, torch.zeros_like(index))
         both = torch.cat([seen, seen])
 
         predict = partial(controlled, average, seen=both)

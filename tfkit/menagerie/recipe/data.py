@@ -15,6 +15,7 @@ from joblib import Parallel, delayed
 from torch import Tensor
 
 from tfkit.atomic import replacing
+from tfkit.conditions import canny
 from tfkit.menagerie import casting, vocabulary, world
 
 NATURAL = 0.2  # share of dead-leaves and 1/f images
@@ -93,6 +94,20 @@ def part_labels(work: Path, count: int) -> Tensor:
     return torch.from_numpy(np.load(path))
 
 
+def edges(work: Path, count: int) -> Tensor:
+    """Canny edges of :func:`dataset`'s frames: uint8 (n, 1, 128, 128), 1 on an edge.
+
+    Made once and kept.
+    """
+    frames, _ = dataset(work, count)
+    path = work / f"edges-{count}.npy"
+    if not path.exists():
+        found = Parallel(n_jobs=-1)(delayed(_edges)(some) for some in frames.split(512))
+        with replacing(path) as part:
+            np.save(part, np.concatenate(found))
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
 def held_out(args) -> tuple[Tensor, list]:
     """Frames and descriptions that no stage trains on."""
     return dataset(args.work, min(640, args.images), evaluation=True)
@@ -106,6 +121,10 @@ def _still(description: vocabulary.Description, seed: int) -> np.ndarray:
 def _parts(description: vocabulary.Description, seed: int) -> np.ndarray:
     """The parts that same frame shows, at every second pixel."""
     return _film(description, seed)["parts"][0, ::2, ::2].byte().numpy()
+
+
+def _edges(frames: Tensor) -> np.ndarray:
+    return canny(frames.float() / 255)[:, :1].byte().numpy()
 
 
 def _film(description: vocabulary.Description, seed: int) -> dict[str, Tensor]:

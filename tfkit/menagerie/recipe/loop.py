@@ -28,7 +28,8 @@ class Run:
         self.name, self.model, self.args = name, model, args
         self.rate, self.warmup, self.decay = rate, warmup, ema
         trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, rate, weight_decay=0.01)
+        fused = args.device.startswith("cuda")
+        self.optimizer = torch.optim.AdamW(trained, rate, weight_decay=0.01, fused=fused)
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.step, self.seconds, self.samples = 0, 0.0, 0
         self.path, self.ledger = args.work / f"{name}.safetensors", args.out / "training.json"
@@ -56,7 +57,7 @@ class Run:
         for i, p in enumerate(self.model.parameters()):
             if f"m.{i}" in state and p.requires_grad:
                 self.optimizer.state[p] = {
-                    "step": torch.tensor(float(meta["steps"])),
+                    "step": torch.tensor(float(meta["steps"]), device=p.device),
                     "exp_avg": state[f"m.{i}"].to(p),
                     "exp_avg_sq": state[f"v.{i}"].to(p),
                 }
@@ -88,36 +89,53 @@ class Run:
     def train(self, minutes: float, loss_of, report, export, every: float = 5.0):
         """Minimises ``loss_of()`` for ``minutes``; the rate warms up, and falls along a cosine.
 
+        The clock starts with the second step: on a GPU the first compiles, for minutes. Stopped by
+        a signal, it leaves the state and the weights of that moment.
         loss_of: () -> (loss, samples seen). report: average model -> figures. export: writes the
         average model; both are called every ``every`` minutes and at the end.
         """
-        start, before, shown, losses = time.time(), self.seconds, time.time(), []
-        cuda, first = self.args.device.startswith("cuda"), self.step
-        while (passed := time.time() - start) < 60 * minutes:
-            share = passed / (60 * minutes)
-            rate = self.rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * min(1.0, (self.step - first + 1) / self.warmup)
-            with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
-                loss, count = loss_of()
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self.step, self.samples = self.step + 1, self.samples + count
-            decay = min(self.decay, (1 + self.step) / (10 + self.step))
-            with torch.no_grad():
-                torch._foreach_lerp_(
-                    [*self.average.parameters()], [*self.model.parameters()], 1 - decay
-                )
-            losses.append(loss.detach())
-            if time.time() - shown > 60 * every:
-                self.seconds, shown = before + time.time() - start, time.time()
-                self._tell(losses, report, export)
-                losses = []
-        self.seconds = before + time.time() - start
-        if losses or self.step == first:  # else the last report was of the last step
+        losses: list[Tensor] = []
+        before, first = self.seconds, self.step
+        start = shown = time.time()
+
+        def told():
+            self.seconds = before + time.time() - start
             self._tell(losses, report, export)
+            losses.clear()
+
+        try:
+            while (passed := time.time() - start) < 60 * minutes:
+                losses.append(self._step(loss_of, passed / (60 * minutes), self.step - first + 1))
+                if self.step == first + 1:
+                    start = shown = time.time()
+                elif time.time() - shown > 60 * every:
+                    shown = time.time()
+                    told()
+        except KeyboardInterrupt:
+            told()
+            raise
+        if losses or self.step == first:  # else the last report was of the last step
+            told()
+
+    def _step(self, loss_of, share: float, count: int) -> Tensor:
+        """The loss of the ``count``-th step of this run, of whose time ``share`` has passed."""
+        rate = self.rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * min(1.0, count / self.warmup)
+        cuda = self.args.device.startswith("cuda")
+        with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
+            loss, samples = loss_of()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step, self.samples = self.step + 1, self.samples + samples
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                [*self.average.parameters()], [*self.model.parameters()], 1 - decay
+            )
+        return loss.detach()
 
     def _tell(self, losses, report, export):
         figures = report(self.average)

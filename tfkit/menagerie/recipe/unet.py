@@ -7,6 +7,7 @@ for guidance.
 
 import copy
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,24 @@ def scheduler() -> DDIMScheduler:
     )  # fmt: skip
 
 
+VERSIONS = 8  # captions of a frame, each of which leaves other things open
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Frames by their indices (b,), mirrored where 1, with their latents and captions' tokens."""
+
+    index: Tensor
+    mirrored: Tensor
+    latents: Tensor
+    tokens: Tensor
+
+
 class Studio:
-    """What the frozen stages give the later ones: noisy latents with their captions."""
+    """What the frozen stages give the later ones: noisy latents with their captions.
+
+    On a GPU all of it lies there, so that a step waits for nothing: 16 kB a frame.
+    """
 
     def __init__(self, args):
         out, self.args = args.out, args
@@ -54,29 +71,42 @@ class Studio:
         self.frames, self.descriptions = dataset(args.work, args.images)
         kept = args.work / f"latents-{args.size}-{len(self.frames)}.npy"
         self.latents = Latents(self.vae, self.frames, args.size, kept)
+        if args.device.startswith("cuda"):
+            self.latents.fill()
         self.alphas = scheduler().alphas_cumprod.to(args.device)
-        self.rng = random.Random()
+        self.tokens = self._captions()
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """Indices of random frames, and whether each is mirrored."""
-        count = self.args.batch
-        return torch.randint(len(self.frames), (count,)), torch.randint(2, (count,))
+    def _captions(self) -> Tensor:
+        """Token ids (n, VERSIONS, length) of captions of each frame, and at n of empty ones."""
+        rng, every = random.Random(), torch.arange(len(self.frames))
+        texts = captions(every.repeat_interleave(VERSIONS), self.descriptions, rng)
+        texts += [""] * VERSIONS
+        tokens = tokenize(self.tokenizer, texts, self.args.device)["input_ids"]
+        return tokens.reshape(len(self.frames) + 1, VERSIONS, -1)
+
+    def batch(self) -> Batch:
+        """Random frames with captions, a tenth of them empty."""
+        many, device = (self.args.batch,), self.args.device
+        index = torch.randint(len(self.frames), many, device=device)
+        mirrored = torch.randint(2, many, device=device)
+        told = torch.where(torch.rand(many, device=device) > 0.1, index, len(self.frames))
+        tokens = self.tokens[told, torch.randint(VERSIONS, many, device=device)]
+        return Batch(index, mirrored, self.latents(index, mirrored), tokens)
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Tensor:
         return self.text(**tokenize(self.tokenizer, texts, self.args.device))[0]
 
-    def loss(self, predict, index: Tensor, mirrored: Tensor) -> Tensor:
+    def loss(self, predict, batch: Batch) -> Tensor:
         """Mean error of ``predict(noisy, t, text)`` as a velocity (Salimans and Ho, 2022).
 
         As an error of the clean latents its weight is SNR + 1, at most 6: the last traces of noise
         are many steps' work and little to see.
         """
-        device, keep = self.args.device, self.rng.random
-        x = self.latents(index, mirrored)
-        texts = captions(index, self.descriptions, self.rng)
-        text = self.embed([caption if keep() > 0.1 else "" for caption in texts])
-        t = torch.randint(1000, (len(x),), device=device)
+        x = batch.latents
+        with torch.no_grad():
+            text = self.text(input_ids=batch.tokens)[0]
+        t = torch.randint(1000, (len(x),), device=x.device)
         alpha = self.alphas[t][:, None, None, None]
         noise = torch.randn_like(x)
         noisy = with_noise(x, noise, alpha).contiguous(memory_format=torch.channels_last)
@@ -89,33 +119,44 @@ class Studio:
 class Latents:
     """Latents of all frames and their mirror images, each computed when first asked for and kept.
 
-    A file of float16, in which what is not known yet is not a number.
+    In float16, where what is not known yet is not a number: a file, or on a GPU its memory.
     """
 
     def __init__(self, vae: AutoencoderKL, frames: Tensor, size: int, path: Path):
-        self.vae, self.frames, self.size = vae, frames, size
+        self.vae, self.frames, self.size, self.full = vae, frames, size, False
+        shape = (2, len(frames), 4, size // 4, size // 4)
+        if vae.device.type == "cuda":
+            self.kept = torch.full(shape, torch.nan, dtype=torch.float16, device=vae.device)
+            return
         if not path.exists():
-            shape = (2, len(frames), 4, size // 4, size // 4)
             np.lib.format.open_memmap(path, "w+", np.float16, shape)[:] = np.nan
         self.kept = torch.from_numpy(np.lib.format.open_memmap(path, "r+"))
 
+    def fill(self):
+        """Computes all, so that nothing is looked up any more."""
+        for index in torch.arange(len(self.frames)).split(512):
+            for side in (0, 1):
+                self.kept[side, index] = self._encode(index, torch.full_like(index, side))
+        self.full = True
+
     def __call__(self, index: Tensor, mirrored: Tensor) -> Tensor:
         """Those (b, 4, h, w) of frames ``index``, mirrored where 1; float32, where the VAE is."""
-        new = self.kept[mirrored, index, 0, 0, 0].isnan()
-        if new.any():
-            self.kept[mirrored[new], index[new]] = self._encode(index[new], mirrored[new])
-        return self.kept[mirrored, index].to(self.vae.device, torch.float32)
+        if not self.full:
+            new = self.kept[mirrored, index, 0, 0, 0].isnan()
+            if new.any():
+                self.kept[mirrored[new], index[new]] = self._encode(index[new], mirrored[new])
+        return self.kept[mirrored, index].float()
 
     @torch.no_grad()
     def _encode(self, index: Tensor, mirrored: Tensor) -> Tensor:
-        images = self.frames[index].to(self.vae.device).float() / 255
+        images = self.frames[index.cpu()].to(self.vae.device).float() / 255
         flip = mirrored.to(images.device)[:, None, None, None] == 1
         images = torch.where(flip, images.flip(-1), images)
         if self.size != images.shape[-1]:
             images = F.interpolate(images, size=(self.size, self.size), mode="area")
         images = images.contiguous(memory_format=torch.channels_last)
         latents = self.vae.encode(images * 2 - 1).latent_dist.mean
-        return (latents * self.vae.config.scaling_factor).half().cpu()
+        return (latents * self.vae.config.scaling_factor).half()
 
 
 def prompts() -> list[str]:
@@ -137,14 +178,14 @@ def denoiser(unet: UNet2DConditionModel):
 
 def train(args):
     """Trains on latents of frames of ``args.size`` pixels."""
-    studio = Studio(args)
     model = UNet2DConditionModel(**unet_config()).to(args.device, memory_format=torch.channels_last)
     run = Run("unet", model, args, rate=args.rate or 6e-4, ema=0.999)
     predict = denoiser(torch.compile(model) if args.device.startswith("cuda") else model)
+    studio = Studio(args)
 
     def loss_of():
-        index, mirrored = studio.batch()
-        return studio.loss(predict, index, mirrored), len(index)
+        batch = studio.batch()
+        return studio.loss(predict, batch), len(batch.index)
 
     def report(average):
         images = sample(denoiser(average), studio, prompts(), args.size // 4)
