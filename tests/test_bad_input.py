@@ -16,6 +16,7 @@ from PIL import Image
 from pipelines import moving_latents
 
 import tfkit
+from tfkit.video import resize
 
 LAYER = "up_blocks.1.attentions.1.transformer_blocks.0.attn1"
 X, FRAMES = moving_latents(3, 8, 8), moving(3, 64, 64)
@@ -218,6 +219,10 @@ TOKENS = {
         lambda m, s, d: tfkit.extract_tokens(m, s, timestep=500, layers=LAYER),
         r"timestep 500 is not on this trajectory of 2 steps; the nearest one is 501",
     ),
+    "a timestep that is none": (
+        lambda m, s, d: tfkit.extract_tokens(m, s, timestep=True, layers=LAYER),
+        r"timestep True is not on this trajectory",
+    ),
     "half a timestep": (
         lambda m, s, d: tfkit.extract_tokens(m, s, timestep=1.5, layers=LAYER),
         r"timestep 1\.5 is not on this trajectory",
@@ -321,6 +326,26 @@ VIDEO = {
     "write nothing": (
         lambda m, s, d: tfkit.write_video(d / "a.mp4", FRAMES[:0]),
         r"\(0, 3, 64, 64",
+    ),
+    "fps that is none": (
+        lambda m, s, d: tfkit.Clip(FRAMES, fps=True),
+        r"fps=True; expected frames",
+    ),
+    "no values": (
+        lambda m, s, d: tfkit.invert(m, FRAMES.to("meta"), "a cat", steps=2),
+        r"frames is torch\.strided on 'meta'; expected a dense tensor .* that holds values",
+    ),
+    "sparse frames": (
+        lambda m, s, d: tfkit.write_video(d / "a.mp4", FRAMES.to_sparse()),
+        r"frames is torch\.sparse_coo on 'cpu'; expected a dense tensor \(sparse: x\.to_dense",
+    ),
+    "sparse latents": (
+        lambda m, s, d: tfkit.invert(m, X.to_sparse(), "a cat", steps=2),
+        r"latents is torch\.sparse_coo on 'cpu'; expected a dense tensor",
+    ),
+    "no screen": (
+        lambda m, s, d: resize(FRAMES, 10**7),
+        r"size=10000000; expected at most 16384 pixels",
     ),
     "write fps": (lambda m, s, d: tfkit.write_video(d / "a.mp4", FRAMES, -1), r"fps=-1; expected"),
     "read frames": (

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tfkit.video import Clip, as_frames
+from tfkit.video import Clip, as_frames, check_dense
 
 
 def check_frames(frames: Tensor | Clip) -> Float[Tensor, "f 3 h w"]:
@@ -52,5 +52,6 @@ def check_latents(latents: Tensor) -> None:
         raise ValueError(f"latents of shape {tuple(latents.shape)}; expected (f, 4, h, w)")
     if not latents.is_floating_point():
         raise ValueError(f"latents of {latents.dtype}; expected floats")
+    check_dense(latents, "latents")
     if not torch.isfinite(latents).all():
         raise ValueError("latents hold NaN or infinity; expected finite values")

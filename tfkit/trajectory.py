@@ -73,7 +73,7 @@ class Trajectory:
     def at(self, t: int | Tensor) -> Float[Tensor, "f c h w"]:
         """Latents at timestep ``t``. Raises ValueError for a timestep it does not pass."""
         asked = t.item() if isinstance(t, Tensor) else t
-        if asked not in self.timesteps:
+        if isinstance(asked, bool) or asked not in self.timesteps:
             near = ""
             if isinstance(asked, Real):
                 nearest = min(self.timesteps, key=lambda own: abs(own - asked))

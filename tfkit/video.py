@@ -121,7 +121,17 @@ def as_frames(frames: object, name: str = "frames") -> Float[Tensor, "f 3 h w"]:
         )
     if not frames.is_floating_point():
         raise ValueError(f"{name} is {frames.dtype}; expected floats in [0, 1] (uint8: x / 255)")
+    check_dense(frames, name)
     return frames
+
+
+def check_dense(tensor: Tensor, name: str) -> None:
+    """Raises ValueError for a tensor that is sparse, or "meta" and so without values."""
+    if tensor.is_meta or tensor.layout != torch.strided:
+        raise ValueError(
+            f"{name} is {tensor.layout} on {str(tensor.device)!r}; expected a dense tensor "
+            "(sparse: x.to_dense()) that holds values"
+        )
 
 
 def size_of(pictures: Tensor) -> tuple[int, int]:
@@ -167,11 +177,16 @@ def resize(frames: Clip | Tensor, size: int | tuple[int, int]) -> Float[Tensor, 
     return wide.clamp(0, 1).to(frames.dtype)
 
 
+LARGEST = 2**14  # pixels of a side
+
+
 def target_size(size: int | tuple[int, int], h: int, w: int) -> tuple[int, int]:
     """The (h, w) that `size` asks of frames of h x w."""
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size,)
     if len(sides) > 2 or any(not is_whole(n) or n < 1 for n in sides) or not sides:
         raise ValueError(f"size={size!r}; expected a positive integer (the shorter side) or (h, w)")
+    if max(sides) > LARGEST:
+        raise ValueError(f"size={size!r}; expected at most {LARGEST} pixels")
     if len(sides) == 2:
         return sides[0], sides[1]
     height, width = (max(1, round(side * sides[0] / min(h, w))) for side in (h, w))
@@ -187,7 +202,7 @@ def rate_of(frames: object, fps: float | int | None = None) -> float:
 
 
 def _check_fps(fps: float | int) -> None:
-    if not isinstance(fps, Real) or not 0.001 <= fps <= 1000:
+    if not isinstance(fps, Real) or isinstance(fps, bool) or not 0.001 <= fps <= 1000:
         raise ValueError(f"fps={fps!r}; expected frames a second, from 0.001 to 1000")
 
 
