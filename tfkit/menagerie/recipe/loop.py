@@ -109,8 +109,8 @@ class Run:
                 if self.step == first + 1:
                     start = shown = time.time()
                 elif time.time() - shown > 60 * every:
-                    shown = time.time()
                     told()
+                    shown = time.time()  # a report may take minutes itself
         except KeyboardInterrupt:
             told()
             raise
