@@ -140,6 +140,16 @@ def test_interrupted_training_loses_nothing(tmp_path):
     assert len(exported) == 2 and json.loads((args.out / "training.json").read_text())["unet"]
 
 
+def test_the_ledger_names_every_device(tmp_path, monkeypatch):
+    args = SimpleNamespace(work=tmp_path, out=tmp_path / "out", resume=True, device="cpu")
+    args.out.mkdir()
+    for device in ("2 CPU threads", "NVIDIA H100", "2 CPU threads"):
+        monkeypatch.setattr(Run, "_device", lambda self, device=device: device)
+        Run("unet", torch.nn.Linear(2, 1), args, rate=1e-4).save()
+    ledger = json.loads((args.out / "training.json").read_text())
+    assert ledger["unet"]["device"] == "2 CPU threads, NVIDIA H100"
+
+
 def test_captions_of_a_batch_are_those_of_its_frames(trained):
     """Or empty, in a tenth; latents are those of the frames, mirrored or not."""
     work, out = trained

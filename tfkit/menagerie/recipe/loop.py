@@ -31,7 +31,7 @@ class Run:
         fused = args.device.startswith("cuda")
         self.optimizer = torch.optim.AdamW(trained, rate, weight_decay=0.01, fused=fused)
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
-        self.step, self.seconds, self.samples = 0, 0.0, 0
+        self.step, self.seconds, self.samples, self.devices = 0, 0.0, 0, self._device()
         self.path, self.ledger = args.work / f"{name}.safetensors", args.out / "training.json"
         if args.resume and self.path.exists():
             self._load()
@@ -44,6 +44,8 @@ class Run:
     def _count(self, spent: dict):
         self.step, self.samples = spent.get("steps", 0), spent.get("samples", 0)
         self.seconds = 60 * spent.get("minutes", 0.0)
+        before = spent.get("device", "").split(", ")
+        self.devices = ", ".join(dict.fromkeys([*filter(None, before), self._device()]))
 
     def _read_ledger(self) -> dict:
         return json.loads(self.ledger.read_text()) if self.ledger.exists() else {}
@@ -74,7 +76,7 @@ class Run:
         state = {k: v.detach().clone().contiguous() for k, v in state.items()}
         taken = {
             "minutes": self.seconds / 60, "steps": self.step, "samples": self.samples,
-            "device": self._device(), **figures,
+            "device": self.devices, **figures,
         }  # fmt: skip
         with replacing(self.path) as part:
             save_file(state, part, {"spent": json.dumps(taken)})
