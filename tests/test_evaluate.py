@@ -27,8 +27,8 @@ from tfkit.clip import load_clip
 from tfkit.dino import load_dino
 from tfkit.entries import named_clips
 from tfkit.evaluation import COLUMNS, difference, summary
-from tfkit.jobs import Meter, Portable
 from tfkit.menagerie import benchmark, film
+from tfkit.portable import Meter, Portable
 from tfkit.readers import TokenReader
 from tfkit.records import describe, key_of, open_folder, read_record, write_record
 from tfkit.scores import METRICS, Score, over_clips

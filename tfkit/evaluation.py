@@ -28,9 +28,10 @@ from tfkit.entries import (
     named_clips,
 )
 from tfkit.intervals import Interval, bootstrap
-from tfkit.jobs import Job, Meter, Portable, findable, run
+from tfkit.jobs import Job, run
 from tfkit.loading import MENAGERIE
 from tfkit.menagerie.tasks import Task
+from tfkit.portable import Meter, Portable, findable
 from tfkit.records import open_folder
 from tfkit.scores import Score, ScoreTable, over_clips, settings_of
 from tfkit.scoring import FLOWS

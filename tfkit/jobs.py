@@ -6,7 +6,6 @@ measuring reads of it, one edit.
 
 import functools
 import itertools
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -14,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tfkit import hooks
 from tfkit.checks import check_frames
@@ -25,8 +22,8 @@ from tfkit.diffusion import LatentDiffusion
 from tfkit.dino import load_dino
 from tfkit.editing import edit
 from tfkit.inversion import invert
-from tfkit.loading import MENAGERIE, load
 from tfkit.menagerie.tasks import Change, Task
+from tfkit.portable import TURN, Meter, Portable, once
 from tfkit.readers import Reader, TokenReader, name_of
 from tfkit.records import describe, key_of, read_record, write_record
 from tfkit.scores import Score
@@ -39,73 +36,6 @@ T = TypeVar("T")
 BY_TOKENS = ("structure_distance", "token_consistency", "motion_fidelity")
 TIMESTEP = 261  # where DIFT reads Stable Diffusion's features (Tang et al., NeurIPS 2023)
 FIELDS = ("seconds", "level", "own", "scores")  # of a record, beside what it is of
-_TURN = threading.RLock()  # an edit changes its model's modules for a while: threads take turns
-_LOADED: dict[str, tuple[str, Any]] = {}
-
-
-class Meter:
-    """A progress bar that counts edits in its own process, and is silent in any other."""
-
-    def __init__(self, bar: tqdm | None = None):
-        self.bar = bar
-
-    def __reduce__(self) -> tuple[type["Meter"], tuple[()]]:
-        return Meter, ()
-
-    def tick(self) -> None:
-        """One more edit is done."""
-        if self.bar is not None:
-            self.bar.update()
-
-
-def findable(given: Any) -> Any:
-    """A folder by its absolute path, for another process may work elsewhere; all else as given."""
-    if isinstance(given, str | Path) and str(given) != MENAGERIE and Path(given).is_dir():
-        return str(Path(given).absolute())
-    return given
-
-
-class Portable:
-    """A model that is itself in its own process, and in any other is read there, once.
-
-    A model given as an object travels as its name; the weights found under it must be the same.
-    """
-
-    def __init__(self, given: LatentDiffusion | str | Path | Callable[[], LatentDiffusion]):
-        if not isinstance(given, LatentDiffusion | str | Path) and not callable(given):
-            raise ValueError(
-                f"model={given!r}: expected a model, a name or folder that tfkit.load takes, or a "
-                "function that loads one"
-            )
-        self.given, self.expected = findable(given), None
-
-    def __getstate__(self) -> dict:
-        if not isinstance(self.given, LatentDiffusion):
-            return {"given": self.given, "expected": None}
-        model = self.given
-        return {"given": model.name, "expected": (model.fingerprint(), model.dtype)}
-
-    def model(self) -> LatentDiffusion:
-        """Raises ValueError where the weights are not those of the object given."""
-        if isinstance(self.given, LatentDiffusion):
-            return self.given
-        if callable(self.given):
-            return _once("model", self.given)
-        if self.expected is None:
-            return _once("model", load, self.given)
-        fingerprint, dtype = self.expected
-        try:
-            model = _once("model", _load_as, self.given, dtype)
-            same = model.fingerprint() == fingerprint
-        except (FileNotFoundError, ValueError):
-            same = False
-        if not same:
-            raise ValueError(
-                f"the model given is called {self.given!r}, and what tfkit.load finds under that "
-                "name in another process is not the same; give a function that loads it: "
-                "model=lambda: ..."
-            )
-        return model
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,11 +72,11 @@ def run(job: Job) -> tuple[int, list[dict]]:
     A result has scores {metric: value, measured_with}, the edit's seconds, and an error or "";
     failed: {metric: error} of functions that raised one.
     """
-    model, judge, structure = job.model.model(), _once("judge", load_clip, job.judge), job.structure
+    model, judge, structure = job.model.model(), once("judge", load_clip, job.judge), job.structure
     if isinstance(structure, str | Path):
         dino = functools.partial(load_dino, device=str(model.device))
-        structure = _once("structure", dino, str(structure))
-    with _TURN:
+        structure = once("structure", dino, str(structure))
+    with TURN:
         bench = Bench(job, model, judge, structure)
         found = []
         for change, how in itertools.product(job.changes, job.methods.values()):
@@ -316,17 +246,3 @@ def _that_matter(settings: Mapping | Callable) -> Mapping | Callable:
 def _plain(value: Score | float | int | Tensor, how: str = "") -> dict:
     how = value.measured_with if isinstance(value, Score) else how
     return {"value": float(value), "measured_with": how}
-
-
-def _once(kind: str, read: Callable[..., T], *given: Any) -> T:
-    """What ``read`` returns, read once in each process; of each kind the last one stays."""
-    key = key_of([read, given])
-    with _TURN:
-        if _LOADED.get(kind, ("",))[0] != key:
-            _LOADED.pop(kind, None)  # before the next needs its place
-            _LOADED[kind] = key, read(*given)
-        return _LOADED[kind][1]
-
-
-def _load_as(name: str, dtype: torch.dtype) -> LatentDiffusion:
-    return load(name, dtype=dtype)
