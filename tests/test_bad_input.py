@@ -173,6 +173,10 @@ EDIT = {
         lambda m, s, d: tfkit.edit(m, s, "a dog", keyframes=[0], propagation=tfkit.PerFrame()),
         r"PerFrame takes no keyframes",
     ),
+    "redrawn where none are": (
+        lambda m, s, d: tfkit.EditSession(m, s, "a dog", propagation=tfkit.PerFrame()).redraw(1),
+        r"seed=1: PerFrame\(\) draws no keyframes; expected a propagation that does",
+    ),
     "reconstruct": (
         lambda m, s, d: tfkit.reconstruct(m, X),
         r"source is a Tensor; expected a Traj",
@@ -307,6 +311,10 @@ FILM = {
     "film words": (lambda m, s, d: tfkit.menagerie.film("a purple axolotl"), r"axolotl.*It knows"),
     "film number": (lambda m, s, d: tfkit.menagerie.film(3), r"caption=3: expected text"),
     "film frames": (lambda m, s, d: tfkit.menagerie.film("a cat", frames=0), r"frames=0: expected"),
+    "film without end": (
+        lambda m, s, d: tfkit.menagerie.film("a cat", frames=10**9),
+        r"frames=1000000000: filming them takes about 1,303,852 GiB .* expected at most \d+",
+    ),
     "two colours": (lambda m, s, d: tfkit.menagerie.film("a red blue cat"), r"'red' and .* 'blue'"),
 }
 VIDEO = {

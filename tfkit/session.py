@@ -169,7 +169,8 @@ class EditSession(EditState):
 
         Steps beyond are forgotten, and taken anew with the keyframes that were drawn last, unless
         others are given, drawn from a seed, or another propagation draws its own. Returns itself.
-        Raises ValueError, and changes nothing, for settings that are not there or do not fit.
+        Raises ValueError, and changes nothing, for settings that are not there or do not fit, and
+        for a seed where no keyframes are drawn.
         """
         known = {*Plan.__dataclass_fields__}
         if settings.keys() - known:
@@ -179,12 +180,17 @@ class EditSession(EditState):
         steps = plan_steps(
             self.model, self.source, plan, keyframes, seed, before=self._steps, taken=taken
         )
+        if seed is not None and steps.drawn[-1] is None:
+            raise ValueError(
+                f"seed={seed}: {plan.propagation!r} draws no keyframes; expected a propagation "
+                "that does, such as tfkit.TokenFlow()"
+            )
         self._past = self._past.cut() if taken else begun(steps)
         self._steps = steps
         return self
 
     def redraw(self, seed: int) -> "EditSession":
-        """Other keyframes from here on. Returns itself."""
+        """Other keyframes from here on, as ``change(seed=...)`` draws them. Returns itself."""
         return self.change(seed=seed)
 
     def branch(self) -> "EditSession":

@@ -18,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tfkit.memory import available_memory
 from tfkit.menagerie import anatomy, scenery
 from tfkit.menagerie.casting import SIZE, Scene, stage
 from tfkit.menagerie.puppet import INK, Piece, paint, pieces, skins
@@ -27,6 +28,7 @@ from tfkit.video import Clip
 
 FPS = 10.0
 CHUNK = 8  # frames drawn at once: few enough for a processor's cache
+FRAME = 1_400_000  # bytes that a frame takes while it is filmed
 LINE = 1.7  # pixels of an outline's width
 SOFT = 0.5  # pixels on either side of a part's outline over which its colour fades
 
@@ -125,7 +127,14 @@ def film(caption: str = "an animal", *, frames: int = 24, seed: int = 0) -> Clip
     drawn from ``seed``. A longer clip goes on where a shorter one ends.
     Returns a Clip whose caption is the one given, with flow and visible (f-1, None for one frame),
     parts (numbers into ``anatomy.PARTS``), mask and depth.
-    Raises ValueError for words outside the vocabulary and for ``frames`` below 1.
+    Raises ValueError for words outside the vocabulary, for ``frames`` below 1, and for more of them
+    than the memory that is free can hold.
     """
     check_whole("frames", frames)
+    free = available_memory(torch.device("cpu"))
+    if frames * FRAME > free:
+        raise ValueError(
+            f"frames={frames}: filming them takes about {frames * FRAME / 2**30:,.0f} GiB of "
+            f"memory, and {free / 2**30:,.1f} are free: expected at most {free // FRAME}"
+        )
     return Clip(fps=FPS, caption=caption, **render(stage(parse(caption), frames, seed)))
