@@ -144,6 +144,16 @@ def test_decoding_stops_when_there_is_enough(tmp_path, monkeypatch):
     assert len(read_video(path, start=1, frames=2)) == len(taken) == 2
 
 
+def test_reading_stops_before_memory_is_full(tmp_path, monkeypatch):
+    """Sixteen frames more would have fitted, but what lets others live is not taken."""
+    path, held = write_video(tmp_path / "long.mp4", torch.rand(64, 3, 16, 32)), 16 * 3 * 16 * 32 * 4
+    left = iter([2 * held, 2 * held / 16 + held - 1])
+    monkeypatch.setattr(reading, "available_memory", lambda device: next(left))
+    with pytest.raises(MemoryError, match=r"32 frames of 32 x 16 of .* take .*open_video"):
+        read_video(path)
+    assert len(read_video(path, frames=15)) == 15  # too few to look
+
+
 def test_size_is_the_shorter_side_or_both(tmp_path):
     path = write_video(tmp_path / "a.mp4", moving(2, 32, 48))
     assert read_video(path, size=16).frames.shape == (2, 3, 16, 24)

@@ -18,8 +18,11 @@ from torch import Tensor
 
 from tfkit import codec
 from tfkit.codec import DEFAULT_FPS
+from tfkit.memory import OutOfMemory, available_memory
 from tfkit.settings import check_path, check_whole
 from tfkit.video import Clip, resize, target_size
+
+CHUNK = 16  # frames between two looks at how much memory is left
 
 
 def read_video(
@@ -34,7 +37,8 @@ def read_video(
     frames: how many at most, from frame `start` on (None: all). size: (h, w) exactly, or an int for
     the shorter side; None keeps the pixels. Rotation marks are honoured, pixels made square, alpha
     is laid on white. Images carry no rate and get 8 fps. Decoding ends with the last frame wanted.
-    FileNotFoundError for a missing path, ValueError for whatever cannot be read as asked.
+    FileNotFoundError for a missing path, ValueError for whatever cannot be read as asked,
+    MemoryError before the frames fill what memory is free.
     """
     path = _checked(path, frames, size, start)
     kept: deque[Tensor] = deque()
@@ -42,6 +46,8 @@ def read_video(
     for frame, rate in _frames(path, frames, size, start):
         fps = rate
         kept.append(frame)
+        if len(kept) % CHUNK == 0:
+            _check_room(path, frame, len(kept))
     out = torch.empty(len(kept), *kept[0].shape)
     for i in range(len(kept)):  # one by one, so that the clip is never in memory twice
         out[i] = kept.popleft()
@@ -125,6 +131,21 @@ def _checked(
             "expected a video, a GIF or a folder of images"
         )
     return path
+
+
+def _check_room(path: Path, frame: Tensor, count: int) -> None:
+    """Raises OutOfMemory where ``count`` such frames leave no room for those that come next.
+
+    A sixteenth of what they take is left to others: a system without memory kills without a word.
+    """
+    held, free = count * frame.nbytes, available_memory(frame.device)
+    if free < held / 16 + CHUNK * frame.nbytes:
+        h, w = frame.shape[1:]
+        raise OutOfMemory(
+            f"{count} frames of {w} x {h} of {str(path)!r} take {held / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} are left for more: expected fewer (frames=...), smaller ones "
+            "(size=...), or tfkit.open_video, which leaves them in their file"
+        )
 
 
 def _frames(
