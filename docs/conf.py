@@ -41,9 +41,9 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
-# Other people's classes, which nothing offline says where to find.
+# Other people's classes, which nothing offline says where to find; and type variables, "T".
 OTHERS = "torch|numpy|np|jaxtyping|diffusers|transformers|pandas|matplotlib"
 NOTEBOOKS = "anywidget|traitlets|t|IPython|tqdm"
 STANDARD = "pathlib|collections|numbers|contextlib|os|random|types|typing"
-ELSEWHERE = rf"({OTHERS}|{NOTEBOOKS}|{STANDARD})\..*|Tensor|Path|(dict|list)\[.*"
+ELSEWHERE = rf"({OTHERS}|{NOTEBOOKS}|{STANDARD})\..*|Tensor|Path|(dict|list)\[.*|(\w+\.)*T"
 nitpick_ignore_regex = [("py:.*", ELSEWHERE)]
