@@ -64,6 +64,8 @@ def test_a_file_that_was_replaced_is_not_taken_for_the_same(movie, tmp_path):
     tfkit.write_video(path, video.read().frames[:4])
     with pytest.raises(ValueError, match="has 4 frames from frame 0 on, and had 11"):
         list(video.chunks())
+    with pytest.raises(ValueError, match="has 4 frames from frame 0 on, and had 11"):
+        video.read()
 
 
 def test_inverting_a_file_is_inverting_its_frames(model, movie, tmp_path):

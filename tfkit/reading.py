@@ -40,18 +40,7 @@ def read_video(
     FileNotFoundError for a missing path, ValueError for whatever cannot be read as asked,
     MemoryError before the frames fill what memory is free.
     """
-    path = _checked(path, frames, size, start)
-    kept: deque[Tensor] = deque()
-    fps = DEFAULT_FPS
-    for frame, rate in _frames(path, frames, size, start):
-        fps = rate
-        kept.append(frame)
-        if len(kept) % CHUNK == 0:
-            _check_room(path, frame, len(kept))
-    out = torch.empty(len(kept), *kept[0].shape)
-    for i in range(len(kept)):  # one by one, so that the clip is never in memory twice
-        out[i] = kept.popleft()
-    return Clip(out, fps)
+    return _read(_checked(path, frames, size, start), frames, size, start)
 
 
 @dataclass(frozen=True)
@@ -83,15 +72,20 @@ class VideoFile:
             if len(kept) == batch or seen == len(self):
                 yield torch.stack(kept)
                 kept = []
-        if seen != len(self):
-            raise ValueError(
-                f"{str(self.path)!r} has {seen} frames from frame {self.start} on, and had "
-                f"{len(self)} when it was opened; open it again"
-            )
+        self._check_count(seen)
 
     def read(self) -> Clip:
-        """The same in memory."""
-        return Clip(torch.cat(list(self.chunks())), self.fps)
+        """The same in memory; errors are those of :func:`read_video`, and of a changed file."""
+        clip = _read(self.path, len(self), self.size, self.start)
+        self._check_count(len(clip))
+        return clip
+
+    def _check_count(self, found: int) -> None:
+        if found != len(self):
+            raise ValueError(
+                f"{str(self.path)!r} has {found} frames from frame {self.start} on, and had "
+                f"{len(self)} when it was opened; open it again"
+            )
 
 
 def open_video(
@@ -131,6 +125,21 @@ def _checked(
             "expected a video, a GIF or a folder of images"
         )
     return path
+
+
+def _read(path: Path, frames: int | None, size: int | tuple[int, int] | None, start: int) -> Clip:
+    """The frames wanted, each moved into the clip: it is never in memory twice."""
+    kept: deque[Tensor] = deque()
+    fps = DEFAULT_FPS
+    for frame, rate in _frames(path, frames, size, start):
+        fps = rate
+        kept.append(frame)
+        if len(kept) % CHUNK == 0:
+            _check_room(path, frame, len(kept))
+    out = torch.empty(len(kept), *kept[0].shape)
+    for i in range(len(kept)):
+        out[i] = kept.popleft()
+    return Clip(out, fps)
 
 
 def _check_room(path: Path, frame: Tensor, count: int) -> None:
