@@ -145,9 +145,10 @@ def test_decoding_stops_when_there_is_enough(tmp_path, monkeypatch):
 
 
 def test_reading_stops_before_memory_is_full(tmp_path, monkeypatch):
-    """Sixteen frames more would have fitted, but what lets others live is not taken."""
-    path, held = write_video(tmp_path / "long.mp4", torch.rand(64, 3, 16, 32)), 16 * 3 * 16 * 32 * 4
-    left = iter([2 * held, 2 * held / 16 + held - 1])
+    """The next frames would have fitted, but what lets others live is not taken."""
+    path, frame = write_video(tmp_path / "long.mp4", torch.rand(40, 3, 16, 32)), 3 * 16 * 32 * 4
+    left = iter([2 * 16 * frame, 2 * frame + 16 * frame - 1])
+    monkeypatch.setattr(reading, "LOOK", 16 * frame)
     monkeypatch.setattr(reading, "available_memory", lambda device: next(left))
     with pytest.raises(MemoryError, match=r"32 frames of 32 x 16 of .* take .*open_video"):
         read_video(path)

@@ -22,7 +22,7 @@ from tfkit.memory import OutOfMemory, available_memory
 from tfkit.settings import check_path, check_whole
 from tfkit.video import Clip, resize, target_size
 
-CHUNK = 16  # frames between two looks at how much memory is left
+LOOK = 2**26  # bytes of frames between two looks at how much memory is left
 
 
 def read_video(
@@ -134,7 +134,7 @@ def _read(path: Path, frames: int | None, size: int | tuple[int, int] | None, st
     for frame, rate in _frames(path, frames, size, start):
         fps = rate
         kept.append(frame)
-        if len(kept) % CHUNK == 0:
+        if len(kept) % max(1, LOOK // frame.nbytes) == 0:
             _check_room(path, frame, len(kept))
     out = torch.empty(len(kept), *kept[0].shape)
     for i in range(len(kept)):
@@ -143,12 +143,12 @@ def _read(path: Path, frames: int | None, size: int | tuple[int, int] | None, st
 
 
 def _check_room(path: Path, frame: Tensor, count: int) -> None:
-    """Raises OutOfMemory where ``count`` such frames leave no room for those that come next.
+    """Raises OutOfMemory where ``count`` such frames leave no room for as many as come unseen.
 
     A sixteenth of what they take is left to others: a system without memory kills without a word.
     """
     held, free = count * frame.nbytes, available_memory(frame.device)
-    if free < held / 16 + CHUNK * frame.nbytes:
+    if free < held / 16 + max(LOOK, frame.nbytes):
         h, w = frame.shape[1:]
         raise OutOfMemory(
             f"{count} frames of {w} x {h} of {str(path)!r} take {held / 2**30:.1f} GiB, and "
