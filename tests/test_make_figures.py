@@ -184,3 +184,13 @@ def test_another_number_is_a_difference_and_a_palette_is_none(tmp_path):
     assert difference(seen, sheet(25.1, colors=128)) < LIMIT / 2
     assert difference(seen, sheet(31.8)) > LIMIT
     assert difference(seen, sheet(25.1, size=(6, 2.1))) == math.inf
+
+
+def test_a_curve_that_rounding_moves_is_the_same_and_one_that_is_elsewhere_is_not(tmp_path):
+    def curve(value):
+        chart = charts.curves({"cost": ([1, 2, 3], [0.0, value, 0.3])}, x="frames", y="dB")
+        return plots.save(chart, tmp_path / f"{value}.png", 100)
+
+    seen = curve(0.1)
+    assert max(difference(seen, curve(value)) for value in (0.1005, 0.101)) < LIMIT  # a pixel
+    assert difference(seen, curve(0.105)) > 2 * LIMIT
