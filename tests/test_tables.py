@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import tfkit
-from tfkit import metrics, paper, tables
+from tfkit import metrics, paper, readings, tables
 from tfkit.__main__ import main
 from tfkit.evaluation import COLUMNS
 from tfkit.menagerie import benchmark
@@ -105,13 +105,13 @@ def test_what_is_beyond_the_floor_is_told_by_how_much_there_is():
         "nothing edited": [1, 1, 1, 1], "PnP, per frame": [9, 2, 5, 2],
         "PnP, TokenFlow": [3, 2, 2, 1],
     }  # fmt: skip
-    found = tables.beyond_the_floor(made_up(errors), parts=2)
+    found = readings.beyond_the_floor(made_up(errors), parts=2)
     assert list(found.index) == ["1 of 2", "2 of 2", "all"]
     assert found.share.tolist() == pytest.approx([1.5 / 2, 2.5 / 7, 2 / 4.5])
     assert found.beyond.tolist() == pytest.approx([0.5 / 1, 1.5 / 6, 1 / 3.5])
     for wrong in ({"parts": 5}, {"base": "nobody"}):
         with pytest.raises(ValueError, match="expected a table of"):
-            tables.beyond_the_floor(made_up(errors), **wrong)
+            readings.beyond_the_floor(made_up(errors), **wrong)
 
 
 def test_more_steps_are_compared_on_the_prompts_that_both_tables_have():
@@ -121,14 +121,14 @@ def test_more_steps_are_compared_on_the_prompts_that_both_tables_have():
         steps: pd.concat([table, table.assign(metric="success", value=table.value * 100)])
         for steps, table in ((10, few), (50, many))
     }
-    found = tables.by_steps(some)
+    found = readings.by_steps(some)
     assert found.index.tolist() == [10, 50]
     assert found["PnP, per frame"].tolist() == pytest.approx([3, 6])
     assert found.share.tolist() == pytest.approx([5 / 6, 5 / 12])
     assert found["success, PnP, TokenFlow"].tolist() == pytest.approx([25, 25])
     for wrong in ({}, {10: few}, {10: some[10], 50: many.assign(metric="success")}):
         with pytest.raises(ValueError, match="no prompt has"):
-            tables.by_steps(wrong)
+            readings.by_steps(wrong)
 
 
 def test_some_methods_alone_are_measured_on_demand(tmp_path, capsys):
@@ -139,13 +139,13 @@ def test_some_methods_alone_are_measured_on_demand(tmp_path, capsys):
     assert main([*command, "nothing", "--output", str(tmp_path / "t.csv")]) == 2
     assert "some of 'PnP, per frame', 'PnP, first frame'" in capsys.readouterr().err
     assert main([*command, "--output", str(tmp_path / "t.csv")]) == 0
-    table, about = tables.read_table(tmp_path / "t.csv")
+    table, about = readings.read_table(tmp_path / "t.csv")
     assert set(table.method) == {"PnP, per frame", *tables.BOUNDS} and about["steps"] == 2
 
 
 def test_a_table_is_read_as_it_was_written(small, tmp_path):
-    path = tables.write_table(tmp_path / "t.csv", small, clips=2)
-    table, about = tables.read_table(path)
+    path = readings.write_table(tmp_path / "t.csv", small, clips=2)
+    table, about = readings.read_table(path)
     assert about["clips"] == 2 and about["weights"] == tfkit.load().fingerprint()
     assert about["methods"]["SDEdit"].startswith("SDEdit(start=0.7") and about["guidance"] == 4
     assert table.drop(columns=["value", "seconds"]).equals(small.drop(columns=["value", "seconds"]))
@@ -156,21 +156,22 @@ def test_a_table_is_read_as_it_was_written(small, tmp_path):
 
 def test_other_files_are_not_tables(tmp_path):
     with pytest.raises(FileNotFoundError, match="python -m tfkit tables"):
-        tables.read_table(tmp_path / "none.csv")
+        readings.read_table(tmp_path / "none.csv")
     (tmp_path / "a.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="is not a table"):
-        tables.read_table(tmp_path / "a.csv")
+        readings.read_table(tmp_path / "a.csv")
     (tmp_path / "b.csv").write_text("# {}\na,b\n1,2\n")
     with pytest.raises(ValueError, match="has the columns a, b"):
-        tables.read_table(tmp_path / "b.csv")
+        readings.read_table(tmp_path / "b.csv")
 
 
 def test_the_table_of_fifty_steps_is_of_these_weights_and_prompts():
-    table, about = tables.read_table(tables.AT_50)
+    table, about = readings.read_table(readings.AT_50)
     made_with = {name: about[name] for name in ("weights", "ControlNet", "CLIP")}
-    assert made_with == tables.of_weights() and about["steps"] == 50
+    assert made_with == readings.of_weights() and about["steps"] == 50 and about["clips"] >= 12
     assert not table.error.any()
-    asked = {(task.caption, task.prompts[0]) for task in tables.tasks(24, about["frames"], 1)}
+    chosen = tables.tasks(about["clips"], about["frames"], 1)
+    asked = {(task.caption, task.prompts[0]) for task in chosen}
     pairs = [
         (f"{name}, per frame", f"{name}, TokenFlow") for name in ("PnP", "SDEdit", "ControlNet")
     ]
@@ -179,14 +180,14 @@ def test_the_table_of_fifty_steps_is_of_these_weights_and_prompts():
     for _, rows in table.groupby("method"):
         assert set(zip(rows["clip"], rows.prompt, strict=True)) == asked
     for pair in pairs:
-        more = tables.by_steps({10: tables.read_table()[0], 50: table}, *pair)
+        more = readings.by_steps({10: readings.read_table()[0], 50: table}, *pair)
         assert more.share[50] < more.share[10] < 1
 
 
 def test_the_stored_table_is_of_these_weights_and_whole():
-    table, about = tables.read_table()
+    table, about = readings.read_table()
     made_with = {name: about[name] for name in ("weights", "ControlNet", "CLIP")}
-    assert made_with == tables.of_weights(), "stale: run python -m tfkit tables"
+    assert made_with == readings.of_weights(), "stale: run python -m tfkit tables"
     assert not table.error.any() and table["clip"].nunique() == about["clips"] == 24
     assert set(table.method) == {*tables.CONTENDERS, *tables.REBUILT, *tables.BOUNDS}
     edits = table[table.metric != "psnr"].drop_duplicates(["method", "clip", "prompt"])

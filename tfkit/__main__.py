@@ -172,7 +172,7 @@ def run_tables(args: argparse.Namespace) -> None:
     """Measures the benchmark, writes the table and prints its summary."""
     import torch
 
-    from tfkit import evaluation, tables
+    from tfkit import evaluation, readings, tables
     from tfkit.loading import load
 
     made_with = {name: getattr(args, name) for name in ("clips", "frames", "prompts", "steps")}
@@ -189,8 +189,8 @@ def run_tables(args: argparse.Namespace) -> None:
         some = {name: tables.CONTENDERS[name] for name in args.only}
         chosen |= {"contenders": some, "rebuilt": {}}
     table = tables.measure(**made_with, **chosen, folder=args.folder, n_jobs=args.workers)
-    machine = tables.machine(args.device)
-    path = tables.write_table(args.output or tables.STORED, table, machine=machine, **made_with)
+    machine = readings.machine(args.device)
+    path = readings.write_table(args.output or readings.STORED, table, machine=machine, **made_with)
     for part in (table[table.metric != "psnr"], table[table.metric == "psnr"]):
         if len(part):
             print(evaluation.summary(part))

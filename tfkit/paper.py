@@ -47,7 +47,7 @@ def beside_the_paper(table: "pandas.DataFrame") -> "pandas.DataFrame":
 
     Methods of others that it compares with have no row of ours.
     """
-    pandas = need_pandas("tfkit.tables")
+    pandas = need_pandas("tfkit.paper")
     ours, base = summary(table[table.metric != "psnr"]).rows, "PnP, per frame"
     rows, paper_base = {}, PAPER[base].warp
     for name, paper in PAPER.items():
