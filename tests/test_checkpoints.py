@@ -260,6 +260,27 @@ def test_a_full_disk_loses_one_step(model, source, expected, tmp_path, full_disk
     assert torch.equal(edited(model, source, tmp_path).latents, expected.latents)
 
 
+def test_a_session_goes_on_in_its_folder_when_there_is_room_again(
+    model, source, expected, tmp_path, full_disk
+):
+    session = tfkit.EditSession(model, source, "a dog", propagation=tfkit.TokenFlow(2)).step()
+    begun = session.latents
+    full_disk(3)
+    with pytest.raises(OSError, match="No space left"):
+        session.run(folder=tmp_path, progress=False)
+    assert session.position == 1 and torch.equal(session.latents, begun)
+    session.run(folder=tmp_path, progress=False)
+    assert torch.equal(session.latents, expected.latents)
+
+
+def test_steps_of_other_settings_are_not_kept_as_the_edits(model, source, expected, tmp_path):
+    """Gone back behind a change, the step before it is known, but was taken with other settings."""
+    session = tfkit.EditSession(model, source, "a fox", propagation=tfkit.TokenFlow(2)).step()
+    session.change(prompt="a dog").back().run(folder=tmp_path, progress=False)
+    assert torch.equal(session.latents, expected.latents)
+    assert torch.equal(edited(model, source, tmp_path).latents, expected.latents)
+
+
 def test_two_at_once_are_told_apart(model, source, latents, tmp_path):
     for kind, work in {
         "edit": lambda place: edited(model, source, place),

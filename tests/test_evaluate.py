@@ -634,8 +634,8 @@ def test_differences_are_taken_clip_by_clip():
     """Two methods whose intervals overlap, and that differ by as much on every clip."""
     values = {"a": [1.0, 5.0, 9.0, 13.0], "b": [0.9, 4.8, 8.9, 12.8]}
     rows = [
-        {"method": name, "clip": str(i), "metric": "psnr", "value": x + push, "error": "",
-         "measured_with": ""}
+        {"method": name, "clip": str(i), "prompt": str(push), "metric": "psnr",
+         "value": x + push, "error": "", "measured_with": ""}
         for name, each in values.items() for i, x in enumerate(each) for push in (-1, 1)
     ]  # fmt: skip
     table = pd.DataFrame(rows)
@@ -650,6 +650,9 @@ def test_differences_are_taken_clip_by_clip():
     ways = table.assign(measured_with=["exact"] * 8 + ["DIS"] * 8)
     with pytest.raises(ValueError, match="'exact' and 'DIS'; expected one way"):
         difference(ways, "psnr", "a", "b")
+    alike = table.assign(value=table.prompt.astype(float))
+    alike.loc[0, "error"] = "failed"  # a's low prompt of one clip: b's has no partner
+    assert difference(alike, "psnr", "a", "b", resamples=99).mean == 0
 
 
 # --- Wherever joblib runs it ---

@@ -197,6 +197,26 @@ def test_other_weights_keep_their_own(model, source, pipeline_folder):
     assert frames_through(other, lambda: edited(other, source)) == STEPS * 3 * FRAMES
 
 
+def test_a_step_that_another_process_wrote_again_is_read_again(tmp_path):
+    """Its parts are of another size then, which who has the old index must not read by it."""
+
+    def write(batch):
+        writer = StepWriter(SourceCache(tmp_path), "key", 1)
+        for frames in torch.arange(2 * PART).split(batch):
+            writer.add({"frames": frames, "x": frames.float()})
+        assert writer.finish()
+
+    write(8)
+    kept = SourceCache(tmp_path).get("key", 1)
+    assert kept.of(torch.arange(8))["x"].tolist() == list(range(8))
+    write(5)
+    for frames in (torch.arange(PART, PART + 8), torch.arange(2 * PART - 8, 2 * PART)):
+        with pytest.raises(KeyError, match="written again"):
+            kept.of(frames)
+    again = SourceCache(tmp_path).get("key", 1)
+    assert again.of(torch.arange(PART, PART + 8))["x"].tolist() == list(range(PART, PART + 8))
+
+
 def test_a_clip_cut_from_a_trajectory_has_a_cache_of_its_own(model, source):
     edited(model, source)
     part = source.part(source.timesteps[0], torch.arange(3))

@@ -229,6 +229,27 @@ def test_weights_add_up_and_fields_point_at_keyframes(model, source, variant):
             assert weights[i, near.first[i]] >= near.weight[i] - 1e-12
 
 
+def test_weights_are_of_the_step_that_was_taken(model, source):
+    walk = session(model, source).step()
+    weights, field = walk.weights(), walk.fields(LAYER)
+    walk.change(propagation=tfkit.TokenFlow(interval=2, blend="linear"), keyframes=walk.keyframes)
+    assert torch.equal(walk.weights(), weights)
+    assert not torch.equal(walk.step().weights(), weights)
+    other = session(model, source, propagation=tfkit.TokenFlow(interval=4, variant="reference"))
+    weights = other.step().weights()
+    other.change(propagation=tfkit.TokenFlow(interval=1, variant="reference"))
+    assert torch.equal(other.weights(), weights)
+    walk.back().change(propagation=tfkit.PerFrame())
+    assert torch.equal(walk.fields(LAYER).index, field.index)
+
+
+def test_nothing_of_another_propagation_is_left_where_no_step_is_taken(model, source):
+    walk = session(model, source, propagation=tfkit.PerFrame(), method=tfkit.SDEdit(0.5))
+    walk.change(propagation=tfkit.TokenFlow(interval=2))
+    fresh = session(model, source, method=tfkit.SDEdit(0.5))
+    assert [row.tolist() for row in walk.keyframes] == [row.tolist() for row in fresh.keyframes]
+
+
 def test_without_a_step_there_is_nothing_to_look_at(model, source):
     none = session(model, source, method=tfkit.SDEdit(0)).step()
     assert none.position == 0 and torch.equal(none.latents, source.clean)
@@ -398,7 +419,10 @@ def test_branches_with_the_same_keyframes_share_fields(model, source):
         taken = count.passes
         twin.fields(LAYER)
         assert count.passes == taken
-        twin.change(method=tfkit.Plain()).fields(LAYER)  # which may read other tokens
+        walk.step().fields(LAYER)
+        twin.change(method=tfkit.Plain()).step()
+        taken = count.passes
+        twin.fields(LAYER)  # of another method, which may read other tokens
         assert count.passes > taken
 
 

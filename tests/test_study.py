@@ -394,6 +394,8 @@ def test_several_answers_of_one_pair_are_worth_as_much_as_they_differ():
     assert effective([(3, 2)]) == 1
     assert effective([(5, 0), (1, 0)]) == pytest.approx(36 / 26)  # the first is nearly all
     assert effective([(2, 2), (3, 1), (2, 2), (1, 3)]) == 16  # pairs hardly differ
+    assert effective([(2, 1)] * 6) == 18  # nor here
+    assert effective([(50, 50), (50, 50)]) == effective([(50, 50), (51, 49)]) == 200
     # by hand: p = 2/3, the pairs off by 4/3, 1/3 and -5/3: 2/9 * 144 * 2 / (3 * 14/3)
     assert effective([(4, 0), (3, 1), (1, 3)]) == pytest.approx(64 / 14)
     thrice = [given(r, i, OURS if i < 8 else THEIRS) for r in "abc" for i in range(10)]

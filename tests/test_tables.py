@@ -109,6 +109,8 @@ def test_what_is_beyond_the_floor_is_told_by_how_much_there_is():
     assert list(found.index) == ["1 of 2", "2 of 2", "all"]
     assert found.share.tolist() == pytest.approx([1.5 / 2, 2.5 / 7, 2 / 4.5])
     assert found.beyond.tolist() == pytest.approx([0.5 / 1, 1.5 / 6, 1 / 3.5])
+    pairs = {"nothing edited": [0, 0], "PnP, per frame": [2, 8], "PnP, TokenFlow": [1, math.nan]}
+    assert readings.beyond_the_floor(made_up(pairs), parts=1).share.tolist() == [0.5, 0.5]
     for wrong in ({"parts": 5}, {"base": "nobody"}):
         with pytest.raises(ValueError, match="expected a table of"):
             readings.beyond_the_floor(made_up(errors), **wrong)

@@ -80,6 +80,13 @@ class EditState:
         """The step that ``fields`` and ``weights`` show: the last one taken, else the first."""
         return max(self.position - 1, 0)
 
+    @property
+    def _shown(self) -> Steps:
+        """Those that the last step was one of: not the present ones, where settings changed."""
+        steps = self._past.marks[self.last].by if self.position else self._steps
+        assert isinstance(steps, Steps)
+        return steps
+
     @torch.no_grad()
     def frames(self) -> Float[Tensor, "f 3 H W"]:
         """The latents as they are, decoded."""
@@ -110,7 +117,7 @@ class EditState:
 
         Raises ValueError for a layer that is not there, without keyframes, and without any step.
         """
-        steps, step = self._steps, self.last
+        steps, step = self._shown, self.last
 
         def look() -> tuple[Tensor, Tensor]:
             field = carried.fields(steps, step, layer, self.batch)
@@ -121,7 +128,7 @@ class EditState:
 
     def weights(self) -> Float[Tensor, "f k"]:
         """How much each frame takes from each keyframe of the step; rows add up to 1."""
-        return carried.weights(self._steps, self.last)
+        return carried.weights(self._shown, self.last)
 
     def passes(self) -> StepPasses:
         """The passes of the next step, and what is known of its source."""

@@ -104,7 +104,8 @@ def evaluate(
     fails has no values (NaN) but an error, is told in a warning at the end, and stops no other; of
     an edit on which a function of your own fails, only that metric has none. errors="raise" stops
     at once, and so does a folder that cannot be written (OSError). Raises ValueError for settings
-    that cannot be meant, and RuntimeError where not one edit succeeds.
+    that cannot be meant, and RuntimeError where not one edit succeeds. Warns of metrics that were
+    named and that no edit has.
     """
     pandas = need_pandas("tfkit.evaluate")
     methods = {
@@ -145,6 +146,13 @@ def evaluate(
         for (change, method), result in zip(itertools.product(changes, methods), found, strict=True)
     ]
     _tell(edits)
+    lacking = [name for name in names if all(name not in one["scores"] for one in edits)]
+    if metrics is not None and lacking:
+        warnings.warn(
+            f"no edit has {', '.join(lacking)}: no clip has what is needed, which is a mask for "
+            "the background's, and for directional and success a caption other than the prompt",
+            stacklevel=2,
+        )
     return pandas.DataFrame(_rows(edits, [*names, *own]), columns=COLUMNS)
 
 
@@ -192,8 +200,9 @@ def difference(
 ) -> Interval:
     """How much higher a metric is with one method than with another, over the clips of both.
 
-    The mean over clips of the difference on each, and its bootstrap interval. Clips differ more
-    among each other than methods do, so this tells methods apart whose own intervals overlap.
+    The mean over clips of the difference on each, over the prompts that both edited, and its
+    bootstrap interval. Clips differ more among each other than methods do, so this tells methods
+    apart whose own intervals overlap.
     settings: of :func:`tfkit.intervals.bootstrap`. Raises ValueError for a metric or a method that
     is not there, for fewer than two clips of both, and where they were measured in different ways.
     """
@@ -210,7 +219,8 @@ def difference(
         raise ValueError(
             f"{metric} was measured with {ways[0]!r} and {ways[1]!r}; expected one way"
         )
-    clips = rows.pivot_table("value", "clip", "method").dropna()
+    edits = rows.pivot_table("value", ["clip", "prompt"], "method").dropna()
+    clips = edits.groupby("clip").mean()
     return bootstrap(clips[first] - clips[second], **settings)
 
 

@@ -61,6 +61,16 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     return f"{total:08x}"
 
 
+def weights_there(folder: str | Path) -> list[tuple[str, int, int]]:
+    """Of each safetensors file below a folder its name, when it was written, and its bytes.
+
+    Other weights that lie there since are told by it, without being read. Empty: no such folder.
+    """
+    folder = Path(folder)
+    found = ((file, file.stat()) for file in sorted(folder.rglob("*.safetensors")))
+    return [(str(file.relative_to(folder)), of.st_mtime_ns, of.st_size) for file, of in found]
+
+
 def as_bytes(values: Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU, whatever its dtype; nothing is copied."""
     row = values.as_strided((values.numel(),), (1,))

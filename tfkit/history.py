@@ -11,18 +11,25 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
+class Mark:
+    """One step, which is no other. by: what it was taken with."""
+
+    by: object
+
+
+@dataclass(frozen=True, eq=False)
 class History:
     """What each step began from and predicted; ``position`` counts those taken and not gone back.
 
     states: the latents before each step, and after the last; noises: predicted in each. None: it
-    is forgotten. marks: one for each step, by which it is known in other histories, forgotten too.
+    is forgotten. marks: of each step, by which it is known in other histories, forgotten too.
     Moving makes another history, so whoever is interrupted still has the old one.
     """
 
     states: tuple[Tensor | None, ...]
     noises: tuple[Tensor | None, ...] = ()
     position: int = 0
-    marks: tuple[object, ...] = ()
+    marks: tuple["Mark", ...] = ()
 
     @property
     def known(self) -> int:
@@ -50,16 +57,28 @@ class History:
         """How many steps are the very same in both, forgotten or not."""
         return sum(a is b for a, b in zip(self.marks, other.marks, strict=False))
 
-    def taken(self, latents: Tensor, noise: Tensor) -> "History":
-        """A step on: what it led to, and the noise predicted in it; others beyond are forgotten."""
+    def taken(self, latents: Tensor, noise: Tensor, by: object) -> "History":
+        """A step on: what it led to, the noise predicted in it, and what it was taken with.
+
+        Others beyond are forgotten.
+        """
         here = self.cut()
         states, noises = (*here.states, latents), (*here.noises, noise)
-        return History(states, noises, self.position + 1, (*here.marks, object()))
+        return History(states, noises, self.position + 1, (*here.marks, Mark(by)))
 
     def cut(self) -> "History":
         """Without the steps beyond ``position``."""
+        return self._until(self.position)
+
+    def only(self, by: object) -> "History":
+        """Of the steps beyond ``position``, those that were taken with the same, until another."""
         at = self.position
-        return History(self.states[: at + 1], self.noises[:at], at, self.marks[:at])
+        while at < self.known and self.marks[at].by is by:
+            at += 1
+        return self._until(at)
+
+    def _until(self, at: int) -> "History":
+        return History(self.states[: at + 1], self.noises[:at], self.position, self.marks[:at])
 
     def on(self) -> "History":
         """A step on that is known."""

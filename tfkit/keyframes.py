@@ -113,12 +113,14 @@ def draw_keyframes(
 
 
 def check_keyframes(keyframes: Indices, frames: int, steps: int) -> Int[Tensor, "steps k"]:
-    """Given keyframes as (steps, k) indices; (k,) serves every step.
+    """Given keyframes as (steps, k) indices; (k,) serves every step, a session's own are taken too.
 
     Raises ValueError unless they are whole numbers, inside the clip, and ascending in each step.
     """
     try:
-        rows = torch.as_tensor(keyframes)
+        listed = isinstance(keyframes, Sequence) and len(keyframes) > 0
+        stacked = listed and all(isinstance(row, Tensor) for row in keyframes)
+        rows = torch.stack(list(keyframes)) if stacked else torch.as_tensor(keyframes)
     except (ValueError, TypeError, RuntimeError):
         raise ValueError(
             f"keyframes={keyframes!r}: expected whole numbers (steps, k) or (k,), every step with "

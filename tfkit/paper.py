@@ -45,10 +45,13 @@ _SAME = {  # the paper's rows, and ours that correspond to them
 def beside_the_paper(table: "pandas.DataFrame") -> "pandas.DataFrame":
     """The paper's rows with our own beside them: each measured, and over its own per frame.
 
-    Methods of others that it compares with have no row of ours.
+    Methods of others that it compares with have no row of ours. ValueError for a table without the
+    warp error of frames edited alone, which all is compared with.
     """
     pandas = need_pandas("tfkit.paper")
     ours, base = summary(table[table.metric != "psnr"]).rows, "PnP, per frame"
+    if "warp_error" not in ours.get(base, {}):
+        raise ValueError(f"no warp error of {base!r} in the table; expected it among its methods")
     rows, paper_base = {}, PAPER[base].warp
     for name, paper in PAPER.items():
         if paper.warp is None or paper_base is None or name == "LDM reconstruction":

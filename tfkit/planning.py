@@ -46,7 +46,7 @@ def plan_steps(
     prepared = before.prepared if before and ready else plan.method.prepare(model, source)
     text = torch.cat([model.embed(text) for text in _texts(plan, source)])
     first = before.first if before is not None and taken else plan.method.first_step(steps)
-    kept = before.rows[: first + taken] if before is not None else []
+    kept = before.rows[: first + taken] if before is not None and taken else []
     every = [*kept, *drawn[len(kept) :]]
     key = source_key_of(model, plan, every, prepared)
     return Steps(model, source, plan, prepared, text, first, every, drawn, seed, key)

@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tfkit.diffusion import LatentDiffusion
+from tfkit.files import weights_there
 from tfkit.loading import MENAGERIE, load
 from tfkit.records import key_of
 
@@ -87,8 +88,12 @@ class Portable:
 
 
 def once(kind: str, read: Callable[..., T], *given: Any) -> T:
-    """What ``read`` returns, read once in each process; of each kind the last one stays."""
-    key = key_of([read, given])
+    """What ``read`` returns, read once in each process; of each kind the last one stays.
+
+    A folder is read again where other weights lie in it since.
+    """
+    there = [weights_there(x) for x in given if isinstance(x, str | Path)]
+    key = key_of([read, given, there])
     with TURN:
         if _LOADED.get(kind, ("",))[0] != key:
             _LOADED.pop(kind, None)  # before the next needs its place

@@ -184,8 +184,10 @@ def effective(votes: Sequence[tuple[int, int]]) -> float:
     least = n**2 / sum(size**2 for size in sizes)
     p = sum(ayes for ayes, _ in votes) / n
     apart = sum((ayes - p * (ayes + noes)) ** 2 for ayes, noes in votes)
-    if k == 1 or not apart:
-        return least
+    if k == 1 or p in (0, 1):
+        return least  # nothing tells how far pairs differ
+    if not apart:
+        return float(n)
     return min(max(p * (1 - p) * n**2 * (k - 1) / (k * apart), least), float(n))
 
 

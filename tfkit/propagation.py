@@ -186,6 +186,12 @@ class TokenFlow:
                 f"{keyframes.shape[1]} keyframes: the reference variant takes one for each "
                 f"interval, {wanted} for {frames} frames at interval {self.interval}"
             )
+        apart = keyframes // self.interval != torch.arange(keyframes.shape[1])
+        if self.variant == "reference" and apart.any():
+            raise ValueError(
+                f"keyframes {keyframes.tolist()}: the reference variant takes one in each interval "
+                f"of {self.interval} frames, in their order"
+            )
 
     @property
     def field_of(self) -> Literal["output", "input"]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STORED = Path(__file__).parent / "tables.csv"
 AT_50 = STORED.with_name("tables_50.csv")  # in as many steps as the paper takes
+_EMPTY = {"value": [""], "seconds": [""]}  # of an edit that failed
 
 
 def write_table(path: str | Path, table: "pandas.DataFrame", **made_with: Any) -> Path:
@@ -71,7 +72,7 @@ def read_table(path: str | Path = STORED) -> tuple["pandas.DataFrame", dict]:
     first = path.read_text().partition("\n")[0]
     try:
         about = json.loads(first.removeprefix("# "))
-        table = pandas.read_csv(path, skiprows=1, keep_default_na=False, na_values={"value": [""]})
+        table = pandas.read_csv(path, skiprows=1, keep_default_na=False, na_values=_EMPTY)
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is not a table of tfkit.tables: {error}") from None
     if list(table.columns) != COLUMNS:
@@ -97,14 +98,16 @@ def beyond_the_floor(
     pandas = need_pandas("tfkit.readings")
     of = table[table.metric == "warp_error"]
     errors = 1e3 * of.pivot_table("value", ["clip", "prompt"], "method")
-    missing = {BOUNDS[0], base, method} - set(errors.columns)
+    wanted = [BOUNDS[0], base, method]
+    missing = set(wanted) - set(errors.columns)
+    errors = errors.reindex(columns=wanted).dropna()  # a prompt that one of them lacks is no pair
     if missing or not 1 <= parts <= len(errors):
         raise ValueError(
             f"parts={parts!r} of {len(errors)} prompts, and no warp error of "
             f"{', '.join(map(repr, sorted(missing))) or 'nothing'}: expected a table of "
             "tfkit.tables.measure and at most as many parts as it has prompts"
         )
-    errors = errors[[BOUNDS[0], base, method]].sort_values(base)
+    errors = errors.sort_values(base)
     group = pandas.Series([i * parts // len(errors) for i in range(len(errors))], errors.index)
     rows = errors.groupby(group).mean()
     rows.index = [f"{i + 1} of {parts}" for i in rows.index]

@@ -18,6 +18,7 @@ from tfkit import clip as clips
 from tfkit import fidelity, raft
 from tfkit.clip import CLIP, load_clip
 from tfkit.editing import Edit
+from tfkit.files import weights_there
 from tfkit.loading import MENAGERIE
 from tfkit.matches import Matches, matches_by_field, matches_by_flow, token_consistency
 from tfkit.metrics import estimate_flow, resize_flow, warp_error
@@ -114,12 +115,21 @@ class Scorer:
                     f"{name}={reader!r}: expected a function of frames, such as "
                     "tfkit.readers.TokenReader or what tfkit.dino.load_dino returns"
                 )
-        if not isinstance(self._flow, tuple) and self._flow not in FLOWS:
+        given = self._flow
+        pair = isinstance(given, tuple) and [isinstance(x, Tensor) for x in given] == [True, True]
+        if not pair and (isinstance(given, tuple) or given not in FLOWS):
             raise ValueError(
                 f"flow={self._flow!r}; expected (flow, visible) or one of {', '.join(FLOWS)}"
             )
         if self._flow == "exact" and not self._exact:
             raise ValueError("flow='exact', but the source knows no flow; expected 'dis' or 'raft'")
+        mask, count = self.mask, len(self._known)
+        if mask is not None and not (
+            isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.ndim == 3
+            and len(mask) == count
+        ):  # fmt: skip
+            got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask)
+            raise ValueError(f"mask is {got}; expected torch.bool ({count}, h, w)")
 
     def __call__(
         self,
@@ -196,7 +206,9 @@ class Scorer:
 
     @cached_property
     def _judge(self) -> CLIP:
-        return self.clip if isinstance(self.clip, CLIP) else _load(str(self.clip))
+        if isinstance(self.clip, CLIP):
+            return self.clip
+        return _load(str(self.clip), tuple(weights_there(self.clip)))
 
     @cached_property
     def _caption(self) -> str:
@@ -279,8 +291,8 @@ class Scorer:
 
 
 @lru_cache(maxsize=2)
-def _load(name: str) -> CLIP:
-    """Every edit of a table is judged by one CLIP: it is read once."""
+def _load(name: str, there: tuple[tuple[str, int, int], ...]) -> CLIP:
+    """Every edit of a table is judged by one CLIP: it is read once, while its files stay."""
     return load_clip(name)
 
 

@@ -6,7 +6,7 @@ next edit of the same video cheaper.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfkit.checkpoints import step_files
+from tfkit.checkpoints import StepFiles, step_files
 from tfkit.comparing import Comparison, differences, distances, meeting
 from tfkit.diffusion import LatentDiffusion
 from tfkit.edit_state import EditState, begun
@@ -89,7 +89,8 @@ class EditSession(EditState):
                     f"{name} of shape {tuple(values.shape)}: expected {tuple(self.latents.shape)}, "
                     "all finite"
                 )
-        self._past = self._past.taken(latents.to(self.latents), noise.to(self.latents))
+        latents, noise = latents.to(self.latents), noise.to(self.latents)
+        self._past = self._past.taken(latents, noise, by=self._steps)
         return self
 
     def back(self, count: int = 1) -> "EditSession":
@@ -112,14 +113,24 @@ class EditSession(EditState):
         """Takes all steps that are left and forgets those behind, so that memory does not grow.
 
         folder: where each step is kept; a run that was killed goes on there, from where this
-        session stands. Returns itself. Raises ValueError for a folder that belongs to another edit,
-        is in use or damaged, OSError where it cannot be written; what it holds stays there.
+        session stands, which is where it began again if a run fails or is interrupted. Steps that
+        are known but were taken with other settings are taken anew. Returns itself. Raises
+        ValueError for a folder that belongs to another edit, is in use or damaged, OSError where it
+        cannot be written; what it holds stays there.
         """
-        with ExitStack() as held:
-            steps, files = len(self.timesteps), None
-            if folder is not None:
-                files = held.enter_context(step_files(folder, self._steps, self.latents))
-            begin = held.enter_context(self._bar(progress, steps))
+        if folder is None:
+            return self._run(None, progress)
+        with step_files(folder, self._steps, self.latents) as files:
+            begun = self._past = self._past.only(self._steps)
+            try:
+                return self._run(files, progress)
+            except BaseException:
+                self._past = begun
+                raise
+
+    def _run(self, files: StepFiles | None, progress: bool) -> "EditSession":
+        steps = len(self.timesteps)
+        with self._bar(progress, steps) as begin:
             while self.position < steps:
                 tick, kept = begin(self.position), files and files.get(self.position + 1)
                 if kept:
@@ -147,7 +158,7 @@ class EditSession(EditState):
         noise, self.batch = self._steps.predict(step, x, self.batch, tick)
         after = self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
         latents = ddim_step(x, noise, model.alpha(t), model.alpha(after))
-        self._past = self._past.taken(latents, noise)
+        self._past = self._past.taken(latents, noise, by=self._steps)
 
     @torch.no_grad()
     def prepare(self, *, progress: bool = False) -> "EditSession":

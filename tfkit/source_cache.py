@@ -154,16 +154,24 @@ class KeptStep:
         return self._last[1]
 
     def of(self, frames: Int[Tensor, " m"]) -> Features:
-        """The features of some frames. Raises KeyError or ValueError where a part is lost since."""
+        """The features of some frames.
+
+        Raises KeyError or ValueError where a part is lost since, or another process wrote the step
+        again in parts of another size.
+        """
         ends = self.sizes.cumsum(0)
         at = torch.searchsorted(self.frames, frames.cpu())
         first, last = (int(torch.searchsorted(ends, x, right=True)) for x in at.aminmax())
         parts = [self.part(number) for number in range(first, last + 1)]
         rows = at - (ends[first] - self.sizes[first])
-        return {
-            name: torch.cat([part[name] for part in parts])[rows] if len(parts) > 1 else x[rows]
-            for name, x in parts[0].items()
-        }
+        found = {}
+        for name in self.names:
+            of_parts = [part[name] for part in parts]
+            whole = torch.cat(of_parts) if len(of_parts) > 1 else of_parts[0]
+            found[name] = whole[rows[rows < len(whole)]]
+        if not torch.equal(found["frames"], frames.cpu()):
+            raise KeyError(f"step {self.t} of {self.key!r}, written again by another process")
+        return found
 
 
 @dataclass(eq=False)

@@ -49,9 +49,9 @@ class Branches(Mapping[str, EditSession]):
         del self._sessions[name], self.seeds[name]
 
     def change(self, name: str, settings: Mapping[str, Any]) -> None:
-        """As the session's own, where anything is another than it was."""
+        """As the session's own, where anything is another than it was; None: it stays as it is."""
         session = self[name]
-        new = {k: v for k, v in settings.items() if not _is_so(session, k, v)}
+        new = {k: v for k, v in settings.items() if v is not None and not _is_so(session, k, v)}
         if new:
             session.change(**new)
         if new.keys() & {"keyframes", "seed", "propagation"}:

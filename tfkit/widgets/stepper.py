@@ -38,7 +38,7 @@ class EditStepper(Twin, anywidget.AnyWidget):
     session: becomes branch "A"; it is stepped itself, call ``refresh()`` after stepping it
     elsewhere. active: the branch that controls are for; together: steps are taken by all branches.
     position: steps taken; setting it goes there. prompt, negative_prompt, guidance: from here on.
-    seed: of keyframes redrawn from here on; None: they are the session's own. probe:
+    seed: of keyframes redrawn from here on; None while they are the session's own. probe:
     [frame, x, y] in pixels, or []: whose blend weights are shown, and, with ``fields``, where the
     field of ``layer`` finds it in the keyframes. playing: views ask for one step after another.
     progress: UNet passes [done, expected] of the step under way. message: what went wrong.
