@@ -123,6 +123,7 @@ def test_a_learned_word_is_what_diffusers_makes_of_it(model, tmp_path, pipeline_
     assert made.unet is model.unet and "<toy>" not in model.tokenizer.get_vocab()
     other = tfkit.load_embedding(model, tmp_path, token="<thing>")
     assert torch.equal(other.embed("a <thing>"), made.embed("a <toy>"))
+    assert other.fingerprint() != made.fingerprint()  # for the same prompts mean another thing
 
 
 @torch.no_grad()

@@ -435,3 +435,10 @@ def test_an_edit_says_what_to_mind_before_and_after(movie, tmp_path, capsys):
     assert main(["edit", movie, "a red fox on snow", *words]) == 0
     said = capsys.readouterr().out
     assert "the reconstruction reaches" in said and "wrote" in said
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("video", ["my.mp4", torch.zeros(3, 64, 64), torch.zeros(2, 4, 8, 8)])
+def test_what_is_no_video_is_not_counted_as_one(menagerie, video):
+    with pytest.raises(ValueError, match=r"frames (is|has)"):
+        tfkit.preflight(menagerie, video, "a fox")

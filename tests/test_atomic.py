@@ -44,6 +44,36 @@ def test_a_folder_takes_the_place_of_a_folder_and_a_file_never(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_has_its_place_again_if_anything_comes_between(tmp_path, monkeypatch):
+    path, moved, move = tmp_path / "frames", [], os.replace
+    path.mkdir()
+    (path / "1.png").write_text("old")
+
+    def interrupted(source, target):
+        moved.append(target)
+        if len(moved) == 2:  # the old one is away, and the new one not yet there
+            raise KeyboardInterrupt
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        temporary.mkdir()
+    assert [file.name for file in tmp_path.iterdir()] == ["frames"]
+    assert (path / "1.png").read_text() == "old"
+
+
+def test_a_folder_whose_place_another_has_goes_with_the_next(tmp_path):
+    path, long_ago = tmp_path / "frames", time.time() - 9e3
+    old, lost = (tmp_path / f".old-0000000{i}-{name}" for i, name in enumerate(("frames", "b")))
+    for folder in (old, lost):
+        folder.mkdir()
+        os.utime(folder, (long_ago, long_ago))
+    write_video(path, torch.zeros(2, 3, 16, 16))
+    assert old.exists()  # nothing was in its place: all there was
+    write_video(path, torch.zeros(2, 3, 16, 16))
+    assert not old.exists() and lost.exists()
+
+
 def test_what_killed_writers_left_of_a_video_goes_with_the_next(tmp_path):
     path, now = tmp_path / "fox [1].mp4", time.time()
     names = {

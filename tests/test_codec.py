@@ -187,3 +187,31 @@ def test_a_variable_rate_is_said(tmp_path, suffix):
 def test_what_cannot_be_read_is_named(tmp_path, what, error, message):
     with pytest.raises(error, match=message):
         read_video(damaged(tmp_path, what))
+
+
+@pytest.mark.parametrize("suffix", ["webp", "png", "tif"])
+def test_an_image_of_many_frames_is_no_image(tmp_path, suffix):
+    path = tmp_path / f"moving.{suffix}"
+    first, *rest = (Image.new("RGB", (16, 16), (60 * i, 0, 0)) for i in range(4))
+    first.save(path, save_all=True, append_images=rest)
+    for where in (path, tmp_path):
+        with pytest.raises(ValueError, match=rf"moving.{suffix}' cannot .* it has 4 frames"):
+            read_video(where)
+
+
+def test_floats_are_no_pixels(tmp_path):
+    Image.fromarray(np.full((16, 16), 0.5, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a.tif' cannot .* its pixels are floats"):
+        read_video(tmp_path / "a.tif")
+
+
+def test_a_title_that_is_not_utf_8_is_no_damage(tmp_path):
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "XXXX"
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = 32
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
+        container.mux(stream.encode())
+    path.write_bytes(path.read_bytes().replace(b"XXXX", b"caf\xe9"))
+    assert len(read_video(path)) == 1

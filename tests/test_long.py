@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 from pipelines import moving_latents
@@ -61,11 +63,39 @@ def test_a_file_that_was_replaced_is_not_taken_for_the_same(movie, tmp_path):
     path = tmp_path / "cat.mp4"
     path.write_bytes(movie.read_bytes())
     video = tfkit.open_video(path)
-    tfkit.write_video(path, video.read().frames[:4])
-    with pytest.raises(ValueError, match="has 4 frames from frame 0 on, and had 11"):
-        list(video.chunks())
-    with pytest.raises(ValueError, match="has 4 frames from frame 0 on, and had 11"):
-        video.read()
+    clip = video.read()
+    for other in (clip.frames[:4], torch.cat([clip.frames, clip.frames])[..., :64]):
+        tfkit.write_video(path, other)
+        for read in (video.read, lambda: list(video.chunks())):
+            with pytest.raises(ValueError, match="has changed since it was opened; open it again"):
+                read()
+
+
+def test_a_video_whose_size_changes_on_the_way_is_refused(tmp_path):
+    """As streams that were cut together have it: H.264 carries its size in the stream."""
+    parts = [tmp_path / f"{side}.h264" for side in (32, 64)]
+    for path, side in zip(parts, (32, 64), strict=True):
+        with av.open(str(path), "w", format="h264") as container:
+            stream = container.add_stream("libx264", rate=8)
+            stream.width = stream.height = side
+            for _ in range(3):
+                grey = np.full((side, side, 3), 99, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(grey)))
+            container.mux(stream.encode())
+    path = tmp_path / "cut.h264"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    message = r"cut.h264' change from 32 x 32 to 64 x 64 pixels; expected one size"
+    for size in (None, 32):
+        with pytest.raises(ValueError, match=message):
+            tfkit.read_video(path, size=size)
+        with pytest.raises(ValueError, match=message):
+            list(tfkit.open_video(path, size=size).chunks())
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_chunks_hold_a_frame_at_least(movie, batch):
+    with pytest.raises(ValueError, match="batch="):
+        next(tfkit.open_video(movie).chunks(batch))
 
 
 def test_inverting_a_file_is_inverting_its_frames(model, movie, tmp_path):

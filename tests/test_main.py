@@ -135,6 +135,8 @@ def test_words_outside_the_menagerie_are_mentioned(video, tmp_path, capsys):
         ({"--interval": "0"}, "interval=0"),
         ({"--guidance": "nan"}, "guidance=nan"),
         ({"--output": "out.xyz"}, ".xyz"),
+        ({"--output": "{video}/o.mp4"}, "is no folder that can be written to"),
+        ({"--output": "{file}"}, "is a file, and no suffix means a folder of PNGs"),
         ({"--start": "99"}, "99"),
         ({"--batch": "0"}, "batch=0"),
         ({"--size": "0"}, "size=0"),
@@ -152,6 +154,8 @@ def test_a_mistake_is_one_line_and_status_2(video, tmp_path, capsys, unchecked, 
         "--output": str(tmp_path / "o.mp4"),
     }
     places = {"video": video, "new": tmp_path / "new", "full": video.parent}
+    places["file"] = video.with_suffix("")
+    places["file"].touch()
     settings |= {k: v.format(**places) for k, v in change.items() if k.startswith("--")}
     before = video.read_bytes()
     words = [word for pair in settings.items() for word in pair]

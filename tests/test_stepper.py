@@ -104,6 +104,27 @@ def test_going_back_keeps_its_stops_and_a_change_forgets_those_beyond(stepper):
     assert stepper._state["A"]["path"][2] not in path
 
 
+def test_a_stop_shows_the_weights_of_its_own_propagation(stepper):
+    before = stepper._stops.of(stepper.session)
+    stepper.change(prompt="a fox")
+    assert stepper._stops.of(stepper.session) is before  # a prompt carries nothing
+    linear = tfkit.TokenFlow(FLOW.interval, blend="linear")
+    stepper.change(propagation=linear, keyframes=stepper.session.keyframes)
+    after = stepper._stops.of(stepper.session)
+    assert after.row == before.row
+    assert torch.equal(after.session.weights(), stepper.session.weights())
+    assert not torch.equal(after.session.weights(), before.session.weights())
+
+
+def test_seed_and_keyframes_of_none_change_nothing(stepper):
+    stepper.step(2).seed = 5
+    rows = [row.tolist() for row in stepper.session.keyframes]
+    stepper.back().change(seed=None, keyframes=None)
+    stepper.seed = None
+    assert stepper.seed == 5 and stepper.session.known == 2
+    assert [row.tolist() for row in stepper.session.keyframes] == rows
+
+
 def test_a_step_tells_how_far_it_is(stepper):
     told = []
     stepper.observe(lambda change: told.append(change["new"]), "progress")

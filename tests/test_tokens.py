@@ -1,5 +1,7 @@
 """Tokens and their colours."""
 
+import copy
+import dataclasses
 import json
 
 import pytest
@@ -40,6 +42,17 @@ def test_tokens_are_what_attn1_returns(model, source):
     model.predict_noise(source.at(t), t, model.embed("a cat"))
     handle.remove()
     assert torch.equal(tokens[name], seen[0])
+
+
+def test_a_trajectory_of_another_model_has_no_tokens_here(model, source):
+    other = copy.deepcopy(model.unet)
+    for weight in other.parameters():
+        torch.nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(1))
+    stranger, t = dataclasses.replace(model, unet=other), source.timesteps[0]
+    with pytest.raises(ValueError, match="source was inverted with another model"):
+        tfkit.extract_tokens(stranger, source, timestep=t, layers=LAYERS)
+    meant = dataclasses.replace(source, model=None)
+    assert tfkit.extract_tokens(stranger, meant, timestep=t, layers=LAYERS)
 
 
 def test_any_batch_gives_the_same_tokens_in_one_pass_each(model, source):

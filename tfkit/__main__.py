@@ -142,7 +142,8 @@ def run_edit(args: argparse.Namespace) -> None:
     )  # fmt: skip
     source.cache.budget = budget
     if args.method != "controlnet":  # whose reconstruction would be another
-        _say(advice.quality_notes(advice.reconstruction_psnr(model, source), args.steps))
+        quality = advice.reconstruction_psnr(model, source, batch=args.batch)
+        _say(advice.quality_notes(quality, args.steps))
     session = tfkit.EditSession(model, source, args.prompt, seed=args.seed, **settings)
     session.run(folder=args.checkpoints, progress=progress)
     path = tfkit.write_video(output, session.stream(progress=progress), fps=video.fps)
@@ -213,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
             run_tables(args)
         else:
             run_edit(args)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"tfkit: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:

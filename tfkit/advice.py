@@ -124,7 +124,7 @@ def preflight(
         h, w = video.size or (side * model.factor for side in size_of(video.clean))
         shape: tuple[int, ...] = len(video), 3, h, w
     else:
-        shape = tuple(video.frames.shape if isinstance(video, Clip) else video.shape)
+        shape = video.shape if isinstance(video, VideoFile) else tuple(as_frames(video).shape)
     model.timesteps(steps)
     cost = cost_of(model, shape, plan, steps)
     room: Room = {
@@ -136,7 +136,7 @@ def preflight(
     memory = cost.memory(batch, free, **room)
     notes, quality = prompt_notes(model, prompt, source_prompt, negative_prompt), None
     if isinstance(video, Trajectory) and "control" not in video.conditions:
-        quality = reconstruction_psnr(model, video)
+        quality = reconstruction_psnr(model, video, batch=batch)
         notes += quality_notes(quality, steps)
     if memory > free:
         notes.append(_advice(cost, free, batch, room))
@@ -156,7 +156,9 @@ def preflight(
     )
 
 
-def reconstruction_psnr(model: LatentDiffusion, source: Trajectory, *, frames: int = 4) -> float:
+def reconstruction_psnr(
+    model: LatentDiffusion, source: Trajectory, *, frames: int = 4, batch: int = 4
+) -> float:
     """How well a few frames, spread over the clip, come back from their noise: PSNR in dB.
 
     Against the same latents decoded, so that it is of the inversion alone. Costs as many passes as
@@ -168,8 +170,8 @@ def reconstruction_psnr(model: LatentDiffusion, source: Trajectory, *, frames: i
     kept = {name: values[some.to(values.device)] for name, values in source.conditions.items()}
     part = replace(source, latents=levels, conditions=kept)
     with torch.no_grad():
-        whole = model.decode(part.clean, size=part.size)
-    return psnr(reconstruct(model, part, progress=False), whole)
+        whole = model.decode(part.clean, size=part.size, batch=batch)
+    return psnr(reconstruct(model, part, batch=batch, progress=False), whole)
 
 
 def prompt_notes(

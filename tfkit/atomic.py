@@ -13,8 +13,9 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place when all went well, and vanishes if not.
 
-    A folder takes the place of a folder, whole; a file never takes that of a folder, and is on the
-    disk before it has its name. Missing parent folders are made.
+    A folder takes the place of a folder, whole, which has it again if anything comes between; a
+    file never takes that of a folder, and is on the disk before it has its name. Missing parent
+    folders are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
@@ -24,9 +25,14 @@ def replacing(path: Path) -> Iterator[Path]:
         if temporary.is_file():
             with open(temporary, "r+b") as file:
                 os.fsync(file.fileno())
-        elif path.is_dir():  # os.replace refuses a folder with files in it
-            os.replace(path, old)
-        os.replace(temporary, path)
+        try:
+            if temporary.is_dir() and path.is_dir():  # os.replace refuses one with files in it
+                os.replace(path, old)
+            os.replace(temporary, path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                os.replace(old, path)
+            raise
         _flush(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
@@ -43,15 +49,19 @@ def _flush(folder: Path) -> None:
             os.close(opened)
 
 
-def left_over(folder: Path, name: str = "*", *, age: float | int = 0) -> list[Path]:
+def left_over(
+    folder: Path, name: str = "*", *, age: float | int = 0, kind: str = "new"
+) -> list[Path]:
     """What killed runs left half-written of files of a name or pattern.
 
     age: only what nobody has touched for so many seconds; what is younger may be being written.
+    kind: "old" for folders whose place was being taken, where another has it now.
     """
     found, now = [], time.time()
-    for path in folder.glob(f".new-{'[0-9a-f]' * 8}-{name}"):
+    for path in folder.glob(f".{kind}-{'[0-9a-f]' * 8}-{name}"):
         with suppress(FileNotFoundError):  # it has just got its name
-            if not age or now - path.stat().st_mtime > age:
+            gone = kind == "old" and not path.with_name(path.name[len(".old-01234567-") :]).exists()
+            if not gone and (not age or now - path.stat().st_mtime > age):
                 found.append(path)
     return found
 

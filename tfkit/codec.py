@@ -40,6 +40,12 @@ def _read_images(path: Path) -> Generator[Lazy, None, None]:
     for one in paths:
         try:
             with Image.open(one) as image:
+                count = getattr(image, "n_frames", 1)
+                if count > 1:
+                    raise ValueError(
+                        f"it has {count} frames, and an image has one; expected a GIF or a video, "
+                        f"as ffmpeg -i {one.name} {one.stem}.mp4 makes"
+                    )
                 pixels = _pixels(ImageOps.exif_transpose(image))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{str(one)!r} cannot be read as an image: {error}") from error
@@ -62,6 +68,8 @@ def _pixels(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
         grey = np.asarray(image).clip(0, 65535).astype(np.uint16)
         return np.repeat(grey[..., None], 3, axis=-1)
+    if image.mode == "F":
+        raise ValueError("its pixels are floats, in no known range; expected 8 or 16 bits")
     clear = "A" in image.getbands() or "transparency" in image.info
     return np.asarray(image.convert("RGBA" if clear else "RGB"))
 
@@ -69,7 +77,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 def _read_movie(path: Path) -> Generator[Lazy, None, None]:
     even = True
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             # ffmpeg draws text files as a terminal would, which nobody means here
             if not container.streams.video or container.format.name == "tty":
                 raise ValueError(f"{str(path)!r} has no video in it; expected a video or a GIF")

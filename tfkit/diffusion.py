@@ -205,9 +205,16 @@ class LatentDiffusion:
 
     def fingerprint(self) -> str:
         """A short digest of what a latent depends on: weights (64 of each tensor), what is
-        set besides them (FreeU, strengths of adapters that are not merged), and the schedule."""
+        set besides them (FreeU, strengths of adapters that are not merged), words that were added
+        to the tokenizer, and the schedule."""
         digest = hashlib.sha256(self.scheduler.config.prediction_type.encode())
         values = [self.scheduler.alphas_cumprod, self.scheduler.final_alpha_cumprod[None]]
+        for tokenizer in filter(None, (self.tokenizer, self.tokenizer_2)):
+            words = tokenizer.get_added_vocab().items()
+            own = {*tokenizer.all_special_tokens}
+            digest.update(
+                "".join(f"{word} {i}" for word, i in sorted(words) if word not in own).encode()
+            )
         for part in filter(None, (self.unet, self.vae, self.text_encoder, self.text_encoder_2)):
             values += part.state_dict().values()
             digest.update("".join(hooks.switches(part)).encode())

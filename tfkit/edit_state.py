@@ -81,6 +81,11 @@ class EditState:
         return max(self.position - 1, 0)
 
     @property
+    def shown(self) -> Plan:
+        """What that step was taken with, or will be."""
+        return self._shown.plan
+
+    @property
     def _shown(self) -> Steps:
         """Those that the last step was one of: not the present ones, where settings changed."""
         steps = self._past.marks[self.last].by if self.position else self._steps

@@ -21,6 +21,7 @@ from tfkit.conditions import latent_depth
 from tfkit.control import Controlled, ControlNet
 from tfkit.diffusion import LatentDiffusion, check_depth
 from tfkit.lineage import lineage_of
+from tfkit.memory import fitting
 from tfkit.methods import Moment
 from tfkit.reading import VideoFile
 from tfkit.sampling import sample
@@ -214,8 +215,14 @@ def reconstruct(
     predict = _predictor(model, source, model.embed(source.prompt), control, controlled)
 
     def noise_of(step: int, t: int, x: Tensor) -> Tensor:
-        every = torch.arange(len(x), device=x.device).split(batch)
-        return torch.cat([predict(t, x[frames], frames) for frames in every])
+        nonlocal batch
+
+        def passes(batch: int) -> Tensor:
+            every = torch.arange(len(x), device=x.device).split(batch)
+            return torch.cat([predict(t, x[frames], frames) for frames in every])
+
+        noise, batch = fitting(passes, batch)
+        return noise
 
     x = source.noise.to(model.device, model.precision)
     x = sample(model, x, source.timesteps, noise_of, label="reconstruct", progress=progress)
@@ -239,6 +246,11 @@ def check_fits(model: LatentDiffusion, source: Trajectory) -> None:
             f"the trajectory's timesteps start with {source.timesteps[:3]}, this model's with "
             f"{expected[:3]}: it was inverted with another model; invert with this one"
         )
+    check_kin(model, source)
+
+
+def check_kin(model: LatentDiffusion, source: Trajectory) -> None:
+    """Raises ValueError for a trajectory of a model that is no kin: see :mod:`tfkit.lineage`."""
     why = None if source.model is None else lineage_of(model).difference(source.model)
     if why is not None:
         raise ValueError(

@@ -8,7 +8,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from tfkit import codec
 from tfkit.codec import DEFAULT_FPS
 from tfkit.memory import OutOfMemory, available_memory
 from tfkit.settings import check_path, check_whole
-from tfkit.video import Clip, resize, target_size
+from tfkit.video import Clip, rate_of, resize, size_of, target_size
 
 LOOK = 2**26  # bytes of frames between two looks at how much memory is left
 
@@ -54,6 +54,7 @@ class VideoFile:
     shape: tuple[int, int, int, int]
     fps: float
     start: int = 0
+    _stamp: tuple[object, ...] = field(default=(), repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -65,6 +66,8 @@ class VideoFile:
 
     def chunks(self, batch: int = 16) -> Iterator[Float[Tensor, "n 3 h w"]]:
         """All frames in order, ``batch`` at a time. ValueError where the file has changed."""
+        check_whole("batch", batch)
+        self._check_stamp()
         kept, seen = [], 0
         for frame, _ in _frames(self.path, len(self), self.size, self.start):
             kept.append(frame)
@@ -76,9 +79,14 @@ class VideoFile:
 
     def read(self) -> Clip:
         """The same in memory; errors are those of :func:`read_video`, and of a changed file."""
+        self._check_stamp()
         clip = _read(self.path, len(self), self.size, self.start)
         self._check_count(len(clip))
         return clip
+
+    def _check_stamp(self) -> None:
+        if self._stamp and self._stamp != _stamp(self.path):
+            raise ValueError(f"{str(self.path)!r} has changed since it was opened; open it again")
 
     def _check_count(self, found: int) -> None:
         if found != len(self):
@@ -100,13 +108,21 @@ def open_video(
     Settings and errors are those of :func:`read_video`. The file is decoded once to be counted.
     """
     path = _checked(path, frames, size, start)
+    stamp = _stamp(path)
     count, fps, sides = 0, DEFAULT_FPS, (0, 0)
     for lazy, rate in _wanted(path, frames, start):
         if not count:
             sides = lazy().shape[:2]
         count, fps = count + 1, rate
     sides = sides if size is None else target_size(size, *sides)
-    return VideoFile(path, (count, 3, *sides), fps, start)
+    return VideoFile(path, (count, 3, *sides), rate_of((), fps), start, stamp)
+
+
+def _stamp(path: Path) -> tuple[object, ...]:
+    """Of a file, or of each in a folder: name, bytes, and when it was written."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = ((file.name, file.stat()) for file in files if file.exists())
+    return tuple((name, of.st_size, of.st_mtime_ns) for name, of in stats)
 
 
 def _checked(
@@ -160,9 +176,17 @@ def _check_room(path: Path, frame: Tensor, count: int) -> None:
 def _frames(
     path: Path, frames: int | None, size: int | tuple[int, int] | None, start: int
 ) -> Iterator[tuple[Float[Tensor, "3 h w"], float]]:
-    """The frames wanted, resized, and the rate."""
+    """The frames wanted, resized, and the rate. ValueError where the file's own size changes."""
+    first = None
     for pixels, rate in _wanted(path, frames, start):
         frame = _unit(pixels())[None]
+        first = first or size_of(frame)
+        if size_of(frame) != first:
+            (h, w), (now, wide) = first, size_of(frame)
+            raise ValueError(
+                f"the frames of {str(path)!r} change from {w} x {h} to {wide} x {now} pixels; "
+                f"expected one size, as ffmpeg -i in.mp4 -vf scale={w}:{h} out.mp4 gives"
+            )
         yield (frame if size is None else resize(frame, size))[0], rate
 
 

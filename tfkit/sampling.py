@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tfkit.diffusion import LatentDiffusion
+from tfkit.memory import fitting
 from tfkit.overflow import NonFiniteError
 from tfkit.settings import check_seed, check_whole
 from tfkit.video import target_size
@@ -93,12 +94,18 @@ def generate(
     empty = model.embed(negative_prompt)
 
     def noise_of(step: int, t: int, x: Tensor) -> Tensor:
-        out = []
-        for part, states in zip(x.split(batch), text.split(batch), strict=True):
-            both = torch.cat([empty.expand_as(states), states])
-            without, with_text = model.predict_noise(torch.cat([part, part]), t, both).chunk(2)
-            out.append(without + guidance * (with_text - without))
-        return torch.cat(out)
+        nonlocal batch
+
+        def passes(batch: int) -> Tensor:
+            out = []
+            for part, states in zip(x.split(batch), text.split(batch), strict=True):
+                both = torch.cat([empty.expand_as(states), states])
+                without, with_text = model.predict_noise(torch.cat([part, part]), t, both).chunk(2)
+                out.append(without + guidance * (with_text - without))
+            return torch.cat(out)
+
+        noise, batch = fitting(passes, batch)
+        return noise
 
     x = noise.to(model.device, model.precision)
     x = sample(model, x, model.timesteps(steps), noise_of, label="generate", progress=progress)

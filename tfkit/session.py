@@ -118,7 +118,7 @@ class EditSession(EditState):
         ValueError for a folder that belongs to another edit, is in use or damaged, OSError where it
         cannot be written; what it holds stays there.
         """
-        if folder is None:
+        if folder is None or self.position == len(self.timesteps):
             return self._run(None, progress)
         with step_files(folder, self._steps, self.latents) as files:
             begun = self._past = self._past.only(self._steps)

@@ -23,6 +23,7 @@ from tfkit.checks import check_frames
 from tfkit.correspondence import nearest_neighbors
 from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import check_fits
+from tfkit.memory import fitting
 from tfkit.sampling import sample
 from tfkit.settings import check_choice, check_whole
 from tfkit.trajectory import Trajectory
@@ -91,16 +92,22 @@ def rebuild(
     every = torch.arange(len(source))
 
     def noise_of(step: int, t: int, x: Tensor) -> Tensor:
+        nonlocal batch
         swap.swaps, out = t in when, torch.empty_like(x)
         own = source.at(t) if swap.swaps else x
-        for chunk in every.split(batch):
-            unaltered = x[:0]
-            if swap.swaps:
-                chunk = torch.cat([torch.tensor([key]), chunk])
-                unaltered = own[chunk.to(own.device)].to(x)
-            both = torch.cat([unaltered, x[chunk.to(x.device)]])
-            depth = source.depth_of(chunk, branches=1 + swap.swaps)
-            out[chunk] = model.predict_noise(both, t, text, depth=depth)[len(unaltered) :]
+
+        def passes(batch: int) -> Tensor:
+            for chunk in every.split(batch):
+                unaltered = x[:0]
+                if swap.swaps:
+                    chunk = torch.cat([torch.tensor([key]), chunk])
+                    unaltered = own[chunk.to(own.device)].to(x)
+                both = torch.cat([unaltered, x[chunk.to(x.device)]])
+                depth = source.depth_of(chunk, branches=1 + swap.swaps)
+                out[chunk] = model.predict_noise(both, t, text, depth=depth)[len(unaltered) :]
+            return out
+
+        _, batch = fitting(passes, batch)
         return out
 
     x = source.noise.to(model.device, model.precision)

@@ -9,6 +9,7 @@ One pass for each timestep; memory: the tokens asked for, (f, n, d) each, and on
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,6 +23,8 @@ from tfkit.checks import check_latents
 from tfkit.conditions import latent_depth
 from tfkit.diffusion import LatentDiffusion
 from tfkit.files import claimed
+from tfkit.inversion import check_kin
+from tfkit.memory import fitting
 from tfkit.sampling import with_noise
 from tfkit.settings import check_choice, check_seed, check_whole, is_whole
 from tfkit.token_folder import TokenFolder
@@ -107,8 +110,9 @@ def extract_features(
     "cross" and "residual", of cross-attention and residual blocks. n = height * width there, row by
     row. folder: write each timestep there as it comes, float16, and map it when read; what it holds
     already is not computed again.
-    Raises ValueError for kinds, layers or timesteps that are not there, naming those that are, and
-    for a folder that belongs to something else or is in use; OSError where it cannot be written.
+    Raises ValueError for kinds, layers or timesteps that are not there, naming those that are, for
+    a trajectory of another model, and for a folder that belongs to something else or is in use;
+    OSError where it cannot be written.
     """
     check_choice("kind", kind, KINDS)
     batch = check_whole("batch", batch)
@@ -117,19 +121,26 @@ def extract_features(
             f"source is a {type(source).__name__}; expected a Trajectory, as tfkit.invert returns, "
             "or what tfkit.tokens.noised makes of frames"
         )
+    if isinstance(source, Trajectory):
+        check_kin(model, source)
     names = hooks.match(model.unet, layers, modules_of(kind))
     timesteps = [t.item() if isinstance(t, Tensor) else t for t in timesteps]
     text, tokens = model.embed(source.prompt), dict[tuple[int, str], Tensor]()
+
+    def of(t: int) -> dict[str, Tensor]:
+        nonlocal batch
+        found, batch = fitting(partial(_pass, model, source, t, text, names, kind), batch)
+        return found
+
     if folder is None:
         for t in timesteps:
-            found = _pass(model, source, t, text, names, kind, batch)
-            tokens |= {(t, name): value for name, value in found.items()}
+            tokens |= {(t, name): value for name, value in of(t).items()}
         return tokens
     with claimed(folder, "tokens", _origin(model, source, names, kind), _NAMES) as place:
         kept = TokenFolder(place, timesteps, names)
         for t in timesteps:
             if not kept.holds(t):
-                kept.put(t, _pass(model, source, t, text, names, kind, batch))
+                kept.put(t, of(t))
         return kept
 
 

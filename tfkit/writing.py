@@ -43,9 +43,10 @@ def write_video(
     path = check_output(path)
     suffix = path.suffix.lower()
     fps, pixels = _to_write(frames, fps, crf)
-    for rest in left_over(path.parent, glob.escape(path.name), age=_STALE):
-        with suppress(OSError):  # somebody else's
-            remove(rest)
+    for kind in ("new", "old"):
+        for rest in left_over(path.parent, glob.escape(path.name), age=_STALE, kind=kind):
+            with suppress(OSError):  # somebody else's
+                remove(rest)
     with replacing(path) as temporary:
         if suffix in MOVIES:
             codec.write_movie(temporary, pixels, fps, crf)
@@ -64,6 +65,17 @@ def check_output(path: str | os.PathLike) -> Path:
         raise ValueError(
             f"{str(path)!r} ends in {suffix!r}; expected {', '.join(MOVIES)}, .gif, "
             "or no suffix for a folder of PNGs"
+        )
+    if not suffix and path.is_file():
+        raise ValueError(
+            f"{str(path)!r} is a file, and no suffix means a folder of PNGs; expected a new path, "
+            f"or one that ends in {', '.join(MOVIES)} or .gif"
+        )
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(
+            f"{str(path)!r} cannot be written: {str(above)!r} is no folder that can be written to; "
+            "expected one"
         )
     if path.is_dir() and (suffix or not all(_NUMBERED.fullmatch(p.name) for p in path.iterdir())):
         raise ValueError(f"{str(path)!r} is a folder with other things in it; expected a new path")

@@ -82,6 +82,12 @@ class Stop:
         return torch.cat([at, close.float()[:, None]], 1)
 
 
+def _carries_alike(one: EditSession, other: EditSession) -> bool:
+    """Whether fields and weights of two sessions at the same latents are the same."""
+    a, b = one.shown, other.shown
+    return (a.propagation, a.method) == (b.propagation, b.method)
+
+
 class Stops:
     """Every stop by number: one for all branches and moments that it is the same for."""
 
@@ -98,7 +104,8 @@ class Stops:
         there = session.branch().goto(session.position if position is None else position)
         row = row_of(there, there.position)
         for stop in self._stops.values():
-            if stop.session.latents is there.latents and stop.row == row:
+            same = stop.session.latents is there.latents and stop.row == row
+            if same and _carries_alike(stop.session, there):
                 return stop
         stop = Stop(next(self._numbers), there)
         return self._stops.setdefault(stop.number, stop)
