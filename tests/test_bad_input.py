@@ -169,6 +169,12 @@ EDIT = {
         ),
         r"1 keyframes: the reference variant takes one for each interval, 2 for 3 frames",
     ),
+    "two in one interval": (
+        lambda m, s, d: tfkit.edit(
+            m, s, "a dog", keyframes=[0, 1], propagation=tfkit.TokenFlow(2, "reference")
+        ),
+        r"keyframes \[\[0, 1\].*: the reference variant takes one in each interval of 2 frames",
+    ),
     "keyframes for none": (
         lambda m, s, d: tfkit.edit(m, s, "a dog", keyframes=[0], propagation=tfkit.PerFrame()),
         r"PerFrame takes no keyframes",

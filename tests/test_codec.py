@@ -1,5 +1,6 @@
 """Files of all kinds: what comes back from them, upright and in the right colours."""
 
+import struct
 from fractions import Fraction
 
 import av
@@ -215,3 +216,16 @@ def test_a_title_that_is_not_utf_8_is_no_damage(tmp_path):
         container.mux(stream.encode())
     path.write_bytes(path.read_bytes().replace(b"XXXX", b"caf\xe9"))
     assert len(read_video(path)) == 1
+
+
+def test_a_cameras_previews_are_no_frames(tmp_path):
+    image, small = (Image.new("RGB", (side, side), (200, 0, 0)) for side in (32, 8))
+    image.save(tmp_path / "1.jpg", format="MPO", save_all=True, append_images=[small])
+    tiff, tag = tmp_path / "2.tif", struct.pack("<HHI", 254, 4, 1)  # NewSubfileType, a LONG
+    image.copy().save(tiff, save_all=True, append_images=[small.copy()], tiffinfo={254: 0})
+    before, _, after = tiff.read_bytes().rpartition(tag)
+    tiff.write_bytes(before + tag + struct.pack("<I", 1) + after[4:])  # the second is a reduced one
+    for path in sorted(tmp_path.iterdir()):
+        with Image.open(path) as seen:
+            assert seen.n_frames == 2
+        assert read_video(path).frames.shape == (1, 3, 32, 32)

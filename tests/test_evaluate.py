@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTModel
 
 import tfkit
-from tfkit import scoring
+from tfkit import portable, scoring
 from tfkit.clip import load_clip
 from tfkit.dino import load_dino
 from tfkit.entries import named_clips
@@ -674,6 +674,27 @@ def test_threads_take_turns_with_one_model(serial, evaluate, capsys):
         found = evaluate({"same": same, "darker": darker}, TASKS, CHEAP, progress=True)
     compare(found, serial)
     assert "18/18" in capsys.readouterr().err
+
+
+def test_other_weights_in_a_folder_are_read_again(tmp_path):
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(b"1")
+    first = portable.once("test", read_anew, str(tmp_path))
+    assert portable.once("test", read_anew, str(tmp_path)) is first
+    file.write_bytes(b"22")
+    assert portable.once("test", read_anew, str(tmp_path)) is not first
+
+
+def read_anew(folder):
+    return object()
+
+
+def test_metrics_that_no_clip_can_have_are_told(evaluate):
+    bare = Clip(film("a plain red cat on snow", frames=2).frames)
+    asked = ["warp_error", "background_psnr", "success"]
+    with pytest.warns(UserWarning, match="no edit has success, background_psnr: "):
+        table = evaluate({"alone": tfkit.PerFrame()}, [(bare, "a dog")], asked)
+    assert set(table.metric) == {"warp_error"}
 
 
 def test_a_model_travels_by_its_name_and_is_checked_on_arrival(folder, model):

@@ -1,5 +1,6 @@
 """Long videos: read, edited and written in chunks, and the same as in one piece."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -69,6 +70,18 @@ def test_a_file_that_was_replaced_is_not_taken_for_the_same(movie, tmp_path):
         for read in (video.read, lambda: list(video.chunks())):
             with pytest.raises(ValueError, match="has changed since it was opened; open it again"):
                 read()
+    made = dataclasses.replace(video, _stamp=())  # by hand, and not opened
+    tfkit.write_video(path, clip.frames[:4])
+    with pytest.raises(ValueError, match="has 4 frames from frame 0 on, and had 11"):
+        made.read()
+
+
+def test_what_is_no_image_may_come_and_go_beside_them(movie, tmp_path):
+    folder = tfkit.write_video(tmp_path / "frames", tfkit.read_video(movie))
+    video = tfkit.open_video(folder)
+    (folder / "inverted").mkdir()
+    (folder / ".DS_Store").touch()
+    assert len(video.read()) == 11
 
 
 def test_a_video_whose_size_changes_on_the_way_is_refused(tmp_path):

@@ -293,6 +293,15 @@ def test_tokens_come_from_a_model_by_name():
         ((EDIT, SOURCE, PROMPT), {"structure": "dino"}, r"structure='dino': expected a function"),
         ((EDIT, SOURCE, PROMPT), {"tokens": 3}, r"tokens=3: expected a function of frames"),
         ((EDIT, SOURCE, None), {}, r"prompt=None: expected a string"),
+        ((EDIT, SOURCE, PROMPT), {"flow": (SOURCE.flow,)}, r"expected \(flow, visible\) or one "),
+        ((EDIT, SOURCE, PROMPT), {"flow": (SOURCE.flow, None)}, r"expected \(flow, visible\) or o"),
+        ((EDIT, SOURCE, PROMPT), {"mask": SOURCE.mask[0]}, r"mask is torch.bool \(128, 128\); exp"),
+        ((EDIT, SOURCE, PROMPT), {"mask": SOURCE.mask.float()}, r"mask is torch.float32 .*; expec"),
+        (
+            (EDIT, SOURCE, PROMPT),
+            {"mask": SOURCE.mask.numpy()},
+            r"mask is .*ndarray.*; expected t",
+        ),
         ((EDIT, SOURCE, PROMPT), {"mask": SOURCE.mask[:2]}, r"mask is torch.bool \(2, 128, 128\)"),
     ],
 )

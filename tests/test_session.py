@@ -239,6 +239,7 @@ def test_weights_are_of_the_step_that_was_taken(model, source):
     weights = other.step().weights()
     other.change(propagation=tfkit.TokenFlow(interval=1, variant="reference"))
     assert torch.equal(other.weights(), weights)
+    assert torch.equal(other.back().weights(), weights)  # of the step that is known
     walk.back().change(propagation=tfkit.PerFrame())
     assert torch.equal(walk.fields(LAYER).index, field.index)
 

@@ -91,6 +91,11 @@ def test_bounds_are_of_the_clip_itself_and_of_the_change_as_filmed(small):
     assert nothing[nothing.metric == "success"].value.mean() < 0.5
 
 
+def test_without_frames_edited_alone_nothing_stands_beside_the_paper(small):
+    with pytest.raises(ValueError, match="no warp error of 'PnP, per frame' in the table"):
+        paper.beside_the_paper(small[small.method != "PnP, per frame"])
+
+
 def made_up(errors):
     """A table of warp errors x 10^3: {method: one for each prompt}."""
     return pd.DataFrame(

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from tfkit.settings import is_whole
 
 DEFAULT_FPS = 8.0
+_SUBFILE = 254  # TIFF's tag NewSubfileType; its first bit: a reduced version of another image
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 # A decoded frame is converted only if it is wanted: frames before `start` are merely counted.
@@ -32,15 +33,16 @@ def read(path: Path) -> Generator[Lazy, None, None]:
 
 
 def _read_images(path: Path) -> Generator[Lazy, None, None]:
-    paths = [path] if path.is_file() else [p for p in path.iterdir() if p.name[0] != "."]
-    paths = sorted((p for p in paths if p.suffix.lower() in IMAGES), key=_natural)
+    paths = [path] if path.is_file() else images_of(path)
     if not paths:
         raise ValueError(f"the folder {str(path)!r} has no images; expected {' '.join(IMAGES)}")
     first = None
     for one in paths:
         try:
             with Image.open(one) as image:
-                count = getattr(image, "n_frames", 1)
+                # of a camera's MPO, a JPEG with previews, and of a TIFF with one, the first is it
+                moving = image.format in ("WEBP", "PNG", "GIF") or _pages(image)
+                count = getattr(image, "n_frames", 1) if moving else 1
                 if count > 1:
                     raise ValueError(
                         f"it has {count} frames, and an image has one; expected a GIF or a video, "
@@ -56,6 +58,24 @@ def _read_images(path: Path) -> Generator[Lazy, None, None]:
                 f"{first[0]}x{first[1]}; all images of a folder must have one size"
             )
         yield partial(np.asarray, pixels), DEFAULT_FPS
+
+
+def _pages(image: Image.Image) -> bool:
+    """Whether a TIFF has more than one picture: reduced ones, as cameras add, are none."""
+    if image.format != "TIFF":
+        return False
+    reduced = 0
+    for i in range(1, getattr(image, "n_frames", 1)):
+        image.seek(i)
+        reduced += int(getattr(image, "tag_v2", {}).get(_SUBFILE, 0)) & 1
+    image.seek(0)
+    return reduced < getattr(image, "n_frames", 1) - 1
+
+
+def images_of(folder: Path) -> list[Path]:
+    """The images of a folder, in natural order."""
+    found = (p for p in folder.iterdir() if p.name[0] != "." and p.suffix.lower() in IMAGES)
+    return sorted(found, key=_natural)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -88,7 +88,7 @@ class EditState:
     @property
     def _shown(self) -> Steps:
         """Those that the last step was one of: not the present ones, where settings changed."""
-        steps = self._past.marks[self.last].by if self.position else self._steps
+        steps = self._past.marks[self.last].by if self._past.marks else self._steps
         assert isinstance(steps, Steps)
         return steps
 

@@ -146,11 +146,12 @@ def evaluate(
         for (change, method), result in zip(itertools.product(changes, methods), found, strict=True)
     ]
     _tell(edits)
-    lacking = [name for name in names if all(name not in one["scores"] for one in edits)]
-    if metrics is not None and lacking:
+    succeeded = [one for one in edits if not one["error"]]
+    lacking = [name for name in names if not any(name in one["scores"] for one in succeeded)]
+    if metrics is not None and succeeded and lacking:
         warnings.warn(
-            f"no edit has {', '.join(lacking)}: no clip has what is needed, which is a mask for "
-            "the background's, and for directional and success a caption other than the prompt",
+            f"no edit has {', '.join(lacking)}: the background's need a mask that leaves some of "
+            "it, directional and success a caption that the CLIP can tell from the prompt",
             stacklevel=2,
         )
     return pandas.DataFrame(_rows(edits, [*names, *own]), columns=COLUMNS)

@@ -66,8 +66,9 @@ def weights_there(folder: str | Path) -> list[tuple[str, int, int]]:
 
     Other weights that lie there since are told by it, without being read. Empty: no such folder.
     """
-    folder = Path(folder)
-    found = ((file, file.stat()) for file in sorted(folder.rglob("*.safetensors")))
+    folder = Path(folder).expanduser()
+    files = (file for file in sorted(folder.rglob("*.safetensors")) if file.is_file())
+    found = ((file, file.stat()) for file in files)
     return [(str(file.relative_to(folder)), of.st_mtime_ns, of.st_size) for file, of in found]
 
 

@@ -113,7 +113,7 @@ def draw_keyframes(
 
 
 def check_keyframes(keyframes: Indices, frames: int, steps: int) -> Int[Tensor, "steps k"]:
-    """Given keyframes as (steps, k) indices; (k,) serves every step, a session's own are taken too.
+    """Given keyframes as (steps, k) indices, or a tensor of each step's; (k,) serves every step.
 
     Raises ValueError unless they are whole numbers, inside the clip, and ascending in each step.
     """

@@ -6,7 +6,7 @@ Frames are (f, 3, h, w) in [0, 1], or a Clip; flow is (f-1, 2, h, w) in pixels (
 to i+1; visible and masks are bool. All is computed in float64, one frame at a time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Literal, overload
 
@@ -91,11 +91,10 @@ def warp_error(
         raise ValueError(
             f"visible is {got}; the flow {tuple(flow.shape)} needs torch.bool {wanted}"
         )
-    for name, values in (
-        ("frames", frames), ("flow", flow.movedim(1, -1)[visible.to(flow.device)])
-    ):  # fmt: skip
-        if not torch.isfinite(values).all():
-            raise ValueError(f"{name} hold NaN or infinity where points are visible; expected none")
+    if not torch.isfinite(frames).all():
+        raise ValueError("frames hold NaN or infinity; expected finite values")
+    if not torch.isfinite(flow.movedim(1, -1)[visible.to(flow.device)]).all():
+        raise ValueError("flow holds NaN or infinity where points are visible; expected pixels")
     errors = []
     for (here, after), way, seen in zip(pairwise(frames), flow, visible, strict=True):
         warped, inside = _sample(after, way)
@@ -173,7 +172,7 @@ def resize_flow(
             f"flow is {tuple(flow.shape)}, visible {tuple(visible.shape)}; "
             "expected (n, 2, h, w) and (n, h, w)"
         )
-    if not isinstance(size, Sequence) or len(size) != 2 or min(size) < 1:
+    if np.ndim(size) != 1 or len(size) != 2 or min(size) < 1:
         raise ValueError(f"size={size!r}; expected (h, w)")
     h, w = size
     scale = flow.new_tensor([w / flow.shape[-1], h / flow.shape[-2]]).view(2, 1, 1)

@@ -119,8 +119,8 @@ def open_video(
 
 
 def _stamp(path: Path) -> tuple[object, ...]:
-    """Of a file, or of each in a folder: name, bytes, and when it was written."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    """Of a file, or of each image in a folder: name, bytes, and when it was written."""
+    files = codec.images_of(path) if path.is_dir() else [path]
     stats = ((file.name, file.stat()) for file in files if file.exists())
     return tuple((name, of.st_size, of.st_mtime_ns) for name, of in stats)
 

@@ -113,16 +113,18 @@ class EditSession(EditState):
         """Takes all steps that are left and forgets those behind, so that memory does not grow.
 
         folder: where each step is kept; a run that was killed goes on there, from where this
-        session stands, which is where it began again if a run fails or is interrupted. Steps that
-        are known but were taken with other settings are taken anew. Returns itself. Raises
-        ValueError for a folder that belongs to another edit, is in use or damaged, OSError where it
-        cannot be written; what it holds stays there.
+        session stands. If it fails, the session stands there again and has forgotten nothing. Steps
+        that are known but were taken with other settings are taken anew there, or it would not be
+        the edit that the folder says. Where no step is left the folder is not looked at. Returns
+        itself. Raises ValueError for a folder that belongs to another edit, is in use or damaged,
+        OSError where it cannot be written; what it holds stays there.
         """
         if folder is None or self.position == len(self.timesteps):
             return self._run(None, progress)
         with step_files(folder, self._steps, self.latents) as files:
-            begun = self._past = self._past.only(self._steps)
+            begun = self._past
             try:
+                self._past = begun.only(self._steps)
                 return self._run(files, progress)
             except BaseException:
                 self._past = begun

@@ -23,7 +23,7 @@ from tfkit.passes import InvertingPasses, Plan, SourcePasses, StepPasses
 from tfkit.protocols import Carrying
 from tfkit.sampling import at_step
 from tfkit.source_cache import StepWriter
-from tfkit.tokens import Kind, extract_tokens
+from tfkit.tokens import Kind, modules_of, read_tokens
 from tfkit.trajectory import Trajectory
 
 
@@ -170,22 +170,23 @@ class Steps:
 
         Raises ValueError for a layer that is not there, and for a name that fits several.
         """
-        parts: list[Tensor] = []
-        t, whole, every = self.timesteps[step], len(self.source.timesteps), len(self.source)
-        level = self.source.part(t, torch.arange(every))
-        for frames in torch.arange(every).split(batch):
-            now = Moment(self.model, self.first + step, whole, frames, 1, self.prepared)
-            with self.plan.method.during(now):
-                tokens = extract_tokens(
-                    self.model, level.part(t, frames), timestep=t, layers=layer, kind=kind,
-                    batch=batch,
-                )  # fmt: skip
-            if len(tokens) != 1:
-                raise ValueError(
-                    f"layer={layer!r}: expected one layer, it fits {', '.join(tokens)}"
-                )
-            parts += tokens.values()
-        return torch.cat(parts)
+        model, source, t = self.model, self.source, self.timesteps[step]
+        names = hooks.match(model.unet, layer, modules_of(kind))
+        if len(names) != 1:
+            raise ValueError(f"layer={layer!r}: expected one layer, it fits {', '.join(names)}")
+        every, text = torch.arange(len(source)), model.embed(source.prompt)
+        level = source.part(t, every)
+
+        def read(batch: int) -> Tensor:
+            parts: list[Tensor] = []
+            for frames in every.split(batch):
+                whole, some = len(source.timesteps), level.part(t, frames)
+                now = Moment(model, self.first + step, whole, frames, 1, self.prepared)
+                with self.plan.method.during(now):
+                    parts += read_tokens(model, some, t, text, names, kind, batch).values()
+            return torch.cat(parts)
+
+        return fitting(read, batch)[0]
 
     def _run(self, passes: StepPasses, attention: Any, step: int, batch: int) -> Tensor:
         """The noise of every frame."""

@@ -129,7 +129,7 @@ def extract_features(
 
     def of(t: int) -> dict[str, Tensor]:
         nonlocal batch
-        found, batch = fitting(partial(_pass, model, source, t, text, names, kind), batch)
+        found, batch = fitting(partial(read_tokens, model, source, t, text, names, kind), batch)
         return found
 
     if folder is None:
@@ -176,7 +176,7 @@ def modules_of(kind: Kind) -> str:
     return {"cross": "attn2", "residual": "resnets"}.get(kind, "attn1")
 
 
-def _pass(
+def read_tokens(
     model: LatentDiffusion,
     source: Trajectory | Noised,
     t: int,
@@ -185,7 +185,10 @@ def _pass(
     kind: Kind,
     batch: int,
 ) -> dict[str, Tensor]:
-    """One timestep: every frame once through the UNet, an ensemble's draws averaged."""
+    """Tokens {layer: (f, n, d)} at one timestep: each frame once through the UNet, in ``batch``.
+
+    An ensemble's draws are averaged. names: of modules, text: the prompt's embedding.
+    """
     latents, ensemble = source.at(t), getattr(source, "ensemble", 1)
     recorded = {name: name + _PART.get(kind, "") for name in names}
     chunks: dict[str, list[Tensor]] = {name: [] for name in names}

@@ -71,14 +71,14 @@ def check_output(path: str | os.PathLike) -> Path:
             f"{str(path)!r} is a file, and no suffix means a folder of PNGs; expected a new path, "
             f"or one that ends in {', '.join(MOVIES)} or .gif"
         )
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ValueError(
-            f"{str(path)!r} cannot be written: {str(above)!r} is no folder that can be written to; "
-            "expected one"
-        )
     if path.is_dir() and (suffix or not all(_NUMBERED.fullmatch(p.name) for p in path.iterdir())):
         raise ValueError(f"{str(path)!r} is a folder with other things in it; expected a new path")
+    above = next((folder for folder in path.absolute().parents if folder.exists()), None)
+    if above is None or not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(
+            f"{str(path)!r} cannot be written: {str(above or path.anchor)!r} is no folder that can "
+            "be written to; expected one"
+        )
     return path
 
 

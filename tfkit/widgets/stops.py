@@ -59,7 +59,7 @@ class Stop:
     def detail(self) -> dict:
         """Keyframes and weights; None where the propagation has none, or carries no tokens."""
         row = self.row
-        carries = row is not None and isinstance(self.session.plan.propagation, Carrying)
+        carries = row is not None and isinstance(self.session.shown.propagation, Carrying)
         return {"keyframes": row, "weights": self.session.weights().tolist() if carries else None}
 
     def field(self, layer: str) -> Arrows:
