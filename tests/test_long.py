@@ -246,7 +246,7 @@ def test_no_seam_is_seen_where_blocks_of_keyframes_meet():
     model = tfkit.load()
     clip = tfkit.menagerie.film("a striped orange fox on grass", frames=28, seed=1)
     small = tfkit.video.resize(clip, 64)
-    source = tfkit.invert(model, small, clip.caption, steps=4, **QUIET)
+    source = tfkit.invert(model, small, clip.caption, steps=10, **QUIET)
     flow, visible = metrics.resize_flow(clip.flow, clip.visible, (64, 64))
     errors = {}
     for window in (8, None):

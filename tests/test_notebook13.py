@@ -12,7 +12,7 @@ import tfkit
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "13_your_video_with_stable_diffusion.ipynb"
 SWITCH = 'MODEL, CONTROLNET, VIDEO = "menagerie", "menagerie", None'
-MUCH, LITTLE = "(24, 50, 7.5)", "(3, 2, 2)"
+MUCH, LITTLE = "(24, 50)", "(3, 2)"
 
 
 def code_of(notebook):

@@ -49,9 +49,9 @@ class Branches(Mapping[str, EditSession]):
         del self._sessions[name], self.seeds[name]
 
     def change(self, name: str, settings: Mapping[str, Any]) -> None:
-        """As the session's own, where anything is another than it was; None: it stays as it is."""
+        """As the session's own, where anything differs; keyframes of None stay as they are."""
         session = self[name]
-        new = {k: v for k, v in settings.items() if v is not None and not _is_so(session, k, v)}
+        new = {k: v for k, v in settings.items() if not _is_so(session, k, v)}
         if new:
             session.change(**new)
         if new.keys() & {"keyframes", "seed", "propagation"}:
@@ -59,4 +59,5 @@ class Branches(Mapping[str, EditSession]):
 
 
 def _is_so(session: EditSession, name: str, value: object) -> bool:
-    return name in SETTINGS and value == getattr(session.plan, name)
+    drawn = name in ("keyframes", "seed") and value is None
+    return drawn or (name in SETTINGS and value == getattr(session.plan, name))
