@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTModel
 
 import tfkit
-from tfkit import portable, scoring
+from tfkit import measured_source, metrics, portable
 from tfkit.clip import load_clip
 from tfkit.dino import load_dino
 from tfkit.entries import named_clips
@@ -253,7 +253,7 @@ def test_a_clip_is_read_once_for_all_its_edits(evaluate, monkeypatch):
 
         return counting
 
-    monkeypatch.setattr(scoring, "estimate_flow", count("flow", scoring.estimate_flow))
+    monkeypatch.setattr(measured_source, "estimate_flow", count("flow", metrics.estimate_flow))
     readers = {n: count(n, f) for n, f in (("structure", patches), ("tracks", centers))}
     found = evaluate({"same": same, "darker": darker}, [(clip, ["a fish", "a dog"])], **readers)
     assert set(found.metric) > {"warp_error", "structure_distance", "motion_fidelity"}

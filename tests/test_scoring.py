@@ -8,7 +8,7 @@ import torch
 from clips import bare, moving
 
 import tfkit
-from tfkit import fidelity, matches, metrics, raft, scoring, tokens, tracks
+from tfkit import fidelity, matches, measured_source, metrics, raft, tokens, tracks
 from tfkit.clip import load_clip
 from tfkit.editing import Edit
 from tfkit.menagerie import film
@@ -190,9 +190,9 @@ def counted(judge, monkeypatch):
 
         return counting
 
-    monkeypatch.setattr(scoring, "estimate_flow", count("flow", metrics.estimate_flow))
+    monkeypatch.setattr(measured_source, "estimate_flow", count("flow", metrics.estimate_flow))
     by_field = count("matches", matches.matches_by_field, lambda x: True)
-    monkeypatch.setattr(scoring, "matches_by_field", by_field)
+    monkeypatch.setattr(measured_source, "matches_by_field", by_field)
     object.__setattr__(judge, "embed_frames", count("images", judge.embed_frames))
     is_caption = SOURCE.caption.__eq__
     object.__setattr__(judge, "embed_prompt", count("words", judge.embed_prompt, is_caption))

@@ -24,7 +24,7 @@ ORDER = [
     "metrics", "comparing", "edit_state", "session", "editing", "cost", "advice",
     "raft", "fidelity", "matches", "clip", "dino", "intervals",
     "choices", "preferences", "scores",
-    "readers", "scoring", "portable", "jobs", "entries", "evaluation", "tables",
+    "readers", "measured_source", "scoring", "portable", "jobs", "entries", "evaluation", "tables",
     "readings", "paper", "overlays", "lettering", "plots", "charts", "demo", "timing", "growth",
     "full_size", "bench",
     "widgets.twin", "widgets.kernel", "widgets.composer", "widgets.compact", "widgets.page",

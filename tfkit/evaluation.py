@@ -30,11 +30,11 @@ from tfkit.entries import (
 from tfkit.intervals import Interval, bootstrap
 from tfkit.jobs import Job, run
 from tfkit.loading import MENAGERIE
+from tfkit.measured_source import FLOWS
 from tfkit.menagerie.tasks import Task
 from tfkit.portable import Meter, Portable, findable
 from tfkit.records import open_folder
 from tfkit.scores import Score, ScoreTable, over_clips, settings_of
-from tfkit.scoring import FLOWS
 from tfkit.settings import check_choice, check_whole
 
 if TYPE_CHECKING:
