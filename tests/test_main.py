@@ -1,5 +1,6 @@
 """The command line, run as a user runs it."""
 
+import json
 import subprocess
 import sys
 
@@ -164,6 +165,26 @@ def test_a_mistake_is_one_line_and_status_2(video, tmp_path, capsys, unchecked, 
     assert code == 2
     assert said.count("\n") == 0 and said.startswith("tfkit: error:") and message in said
     assert not list(tmp_path.iterdir()) and video.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "meant"),
+    [
+        ([], tfkit.TokenFlow(8)),
+        (["--interval", "2", "--window", "3"], tfkit.TokenFlow(2, window=3)),
+        (["--propagation", "joint"], tfkit.ExtendedAttention()),
+        (
+            ["--propagation", "joint", "--interval", "2", "--window", "3"],
+            tfkit.ExtendedAttention(2, window=3),
+        ),
+    ],
+)
+def test_the_propagation_has_the_interval_and_window_given(video, tmp_path, options, meant):
+    folder, out = tmp_path / "edit", tmp_path / "o.mp4"
+    code = main(["edit", str(video), "a dog", "--frames", "3", "--size", "32", "--steps", "1",
+                 "--quiet", "--checkpoints", str(folder), "--output", str(out), *options])  # fmt: skip
+    assert code == 0
+    assert json.loads((folder / "edit.json").read_text())["propagation"] == repr(meant)
 
 
 def test_mistyped_options_are_status_2_without_a_traceback():

@@ -64,7 +64,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--method", choices=METHODS, default="pnp", help="image editing (pnp)")
     one.add_argument("--controlnet", default="menagerie", help="hub id or folder (menagerie)")
     one.add_argument("--propagation", choices=PROPAGATIONS, default="tokenflow")
-    one.add_argument("--interval", type=int, default=8, help="frames for each keyframe (8)")
+    one.add_argument(
+        "--interval", type=int,
+        help="frames for each keyframe (8; of joint attention: to all frames, none a keyframe)",
+    )  # fmt: skip
     one.add_argument(
         "--window", type=int, default=12, help="keyframes that each attends to at the most (12)"
     )
@@ -103,8 +106,10 @@ def run_edit(args: argparse.Namespace) -> None:
         "plain": tfkit.Plain,
     }
     propagations: dict[str, Callable[[], Propagation]] = {
-        "tokenflow": lambda: tfkit.TokenFlow(args.interval, window=args.window),
-        "joint": tfkit.ExtendedAttention,
+        "tokenflow": lambda: tfkit.TokenFlow(
+            8 if args.interval is None else args.interval, window=args.window
+        ),
+        "joint": lambda: tfkit.ExtendedAttention(args.interval, window=args.window),
         "per-frame": tfkit.PerFrame,
     }
     method, propagation = methods[args.method](), propagations[args.propagation]()
