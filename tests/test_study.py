@@ -306,6 +306,9 @@ def test_an_answer_that_cannot_be_written_changes_nothing_and_is_told(file):
     study = study_of(file)
     file.rename(file.with_suffix(".away"))
     with pytest.raises(FileNotFoundError, match="is gone since the study began"):
+        study.result()
+    assert not file.exists()  # no other one is begun in its place
+    with pytest.raises(FileNotFoundError, match="is gone since the study began"):
         study.answer("left")
     assert study.trial == 0 and not study.answers and not file.exists()
     told = []
@@ -317,6 +320,15 @@ def test_an_answer_that_cannot_be_written_changes_nothing_and_is_told(file):
     file.with_suffix(".away").rename(file)
     study._heard(study, {"trial": 0, "choice": "left", "seconds": 1.0, "sent": 2}, [])
     assert study.trial == 1 and study.problem == ""
+
+
+def test_answers_stay_in_their_file_wherever_the_kernel_goes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = study_of("answers.jsonl")
+    study.answer("left")
+    monkeypatch.chdir(tmp_path.parent)
+    study.answer("left")
+    assert study.result().rows[0].answers == 2 and not (tmp_path.parent / "answers.jsonl").exists()
 
 
 def test_a_killed_process_loses_no_answer(file, tmp_path):

@@ -98,9 +98,7 @@ def begin(path: str | os.PathLike, asked: str, questions: Sequence[Question]) ->
     ValueError for a file that is no study's or another study's, naming what differs.
     """
     path = Path(path).expanduser()
-    mine = {"study": FORMAT, "question": asked, "pairs": [asdict(q) for q in questions]}
-    mine = json.loads(json.dumps(mine))  # tuples as the file gives them back
-    first = (json.dumps(mine, ensure_ascii=False) + "\n").encode()
+    first = (json.dumps(_header(asked, questions), ensure_ascii=False) + "\n").encode()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, first, os.O_CREAT)
@@ -112,15 +110,30 @@ def begin(path: str | os.PathLike, asked: str, questions: Sequence[Question]) ->
     if first.startswith(held):  # empty, or torn within its very first line
         _write(path, first[len(held) :])
         return []
+    return _answers(path, held, asked, questions)
+
+
+def read(path: str | os.PathLike, asked: str, questions: Sequence[Question]) -> list[Answer]:
+    """The answers of a file that was begun. Raises FileNotFoundError where it is gone since."""
+    path = Path(path).expanduser()
+    try:
+        held = path.read_bytes()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{_gone(path)}. {_BACK}") from error
+    return _answers(path, held, asked, questions)
+
+
+def _answers(path: Path, held: bytes, asked: str, questions: Sequence[Question]) -> list[Answer]:
+    """What a file holds, checked; warns, in the name of its caller's caller, of torn lines."""
     lines = [(n, _parsed(line)) for n, line in enumerate(held.split(b"\n"), 1) if line.strip()]
-    _check_header(path, lines[0][1] if lines else None, mine)
+    _check_header(path, lines[0][1] if lines else None, _header(asked, questions))
     answers: dict[tuple, Answer] = {}
     for n, record in lines[1:]:
         answer = _answer(record, questions)
         if answer is None:
             warnings.warn(
                 f"{str(path)!r}, line {n} is no whole answer (torn by a crash?): left out",
-                stacklevel=3,
+                stacklevel=4,
             )
         else:
             answers.setdefault(answer.key, answer)
@@ -134,10 +147,7 @@ def append(path: str | os.PathLike, answer: Answer) -> None:
     try:
         _write(path, line.encode(), own_line=True)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{str(path)!r} is gone since the study began: this answer is not saved. Put the file "
-            "back, or make the study anew"
-        ) from error
+        raise FileNotFoundError(f"{_gone(path)}: this answer is not saved. {_BACK}") from error
 
 
 def _write(path: Path, data: bytes, flags: int = 0, *, own_line: bool = False) -> None:
@@ -164,6 +174,19 @@ def _flush_folder(folder: Path) -> None:
         pass
     finally:
         os.close(handle)
+
+
+_BACK = "Put the file back, or make the study anew"
+
+
+def _gone(path: Path) -> str:
+    return f"{str(path)!r} is gone since the study began"
+
+
+def _header(asked: str, questions: Sequence[Question]) -> dict:
+    """The first line of a study's file, as JSON gives it back."""
+    says = {"study": FORMAT, "question": asked, "pairs": [asdict(q) for q in questions]}
+    return json.loads(json.dumps(says))
 
 
 def _parsed(line: bytes) -> Any:

@@ -78,7 +78,7 @@ class PreferenceStudy(Twin, anywidget.AnyWidget):
         trials = choices.plan(self._questions, seed=seed, rater=rater, repeats=repeats)
         whole = hashlib.sha256(repr((question, self._questions)).encode()).hexdigest()
         file = f"preferences-{whole[:8]}.jsonl" if file is None else file
-        self.file = check_path("file", file)
+        self.file = check_path("file", file).absolute()  # wherever the kernel goes from here
         bar = tqdm(self._pairs, desc="pairs", leave=False, disable=not progress)
         # all of it first, so that nobody waits between two questions; a pair's videos all alike
         packed = [films.pack(pair.videos, budget * 1e6) for pair in bar]
@@ -117,8 +117,11 @@ class PreferenceStudy(Twin, anywidget.AnyWidget):
         self._show()
 
     def result(self, *, level: float = 0.95, interval: str = "wilson") -> Preferences:
-        """Who is preferred, of all answers in the file: see `tfkit.preferences.summarize`."""
-        read = choices.begin(self.file, self.question, self._questions)  # others may have answered
+        """Who is preferred, of all answers in the file: see `tfkit.preferences.summarize`.
+
+        Raises FileNotFoundError where the file is gone.
+        """
+        read = choices.read(self.file, self.question, self._questions)  # others may have answered
         return summarize(read, self._questions, self.question, level=level, interval=interval)
 
     def figure(self) -> Sheet:
