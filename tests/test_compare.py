@@ -133,6 +133,22 @@ def test_the_page_holds_all_it_needs(compare, tmp_path):
         compare.save_html(tmp_path / "page.gif")
 
 
+def test_clips_of_long_names_that_begin_alike_are_all_in_the_figure():
+    names = [f"a plain orange fox on grass in the morning, {way}" for way in ("joint", "flow")]
+    figure = VideoCompare(dict(zip(names, [moving(f=2)] * 2, strict=True))).figure()
+    *titles, last = (axes.get_title().replace("\n", " ") for axes in figure.axes)
+    assert titles == names and last == f"difference × 4 {names[0]} − {names[1]}"
+    figure.draw_without_rendering()
+    top = max(axes.title.get_window_extent().y1 for axes in figure.axes) / figure.dpi
+    assert top <= figure.get_size_inches()[1]  # nothing is cut off
+
+
+def test_clips_that_are_shown_smaller_say_so():
+    compare = VideoCompare(torch.rand(1, 3, 32, 800), torch.rand(1, 3, 32, 800))
+    assert "shown at 31x768 of 32x800, lossless" in repr(compare)
+    assert compare._data["whole"] == (32, 800) and compare._data["size"] == (31, 768)
+
+
 def test_a_name_is_no_formula_and_no_markup(tmp_path):
     names = ["$x_", "</script><b>STATE"]
     compare = VideoCompare(dict(zip(names, [moving(f=2)] * 2, strict=True)))

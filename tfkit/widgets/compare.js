@@ -7,7 +7,8 @@ const HELP = "Space: play. Left, Right: step; Home, End: first, last. W: wipe, D
   + " by side. Shift+Left, Shift+Right: move the wipe. +, −: gain of the difference. L: loop.";
 
 function render({ model, el }) {
-  const { names, size: [h, w], films, error } = model.get("_data"), count = films[0].length;
+  const { names, size: [h, w], whole, films, error } = model.get("_data");
+  const count = films[0].length, shrunk = whole[0] !== h || whole[1] !== w;
   const held = hold(model, () => model.get("playing") ? 250 : 60), { listen, set } = held;
   const brush = new OffscreenCanvas(w, h).getContext("2d", { willReadFrequently: true });
   let drawing = 0, telling = 0, mean = null, cells = [], zoom = 1, shown = -1;
@@ -236,6 +237,8 @@ function render({ model, el }) {
       words += `Left ${Math.round(100 * model.get("wipe"))} %: ${left}; the rest: ${right}.`;
     } else {
       words += `${left} and ${right} differ by ${mean.toFixed(2)} of 255 on average.`;
+      if (shrunk) words += ` They are shown at ${w} × ${h} of ${whole[1]} × ${whole[0]} pixels, and `
+        + "compared so: fine differences are lost on the way.";
       if (error) words += ` The pictures are lossy: ${error.toFixed(1)} of 255 (RMS) are theirs.`;
     }
     status.textContent = words;

@@ -1,12 +1,12 @@
 """Clips in sync: under a slider, as an amplified difference, or side by side, frame by frame.
 
-The traits are the truth, of this object and of its views. The page holds every frame as an exact
-picture (`films`) and draws, subtracts and plays by itself, so it goes on without a kernel.
+The traits are the truth, of this object and of its views. The page holds every frame as a picture
+(`films`: exact where the budget allows, no larger than it shows) and draws, subtracts and plays by
+itself, so it goes on without a kernel.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import anywidget
@@ -15,12 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tfkit.codec import DEFAULT_FPS
+from tfkit.lettering import lines_of
 from tfkit.plots import Sheet
-from tfkit.video import Clip
+from tfkit.video import Clip, size_of
 from tfkit.widgets import films, page
 from tfkit.widgets.twin import Twin
 
 VIEWS = ("wipe", "difference", "grid")
+SMALL = 8  # points of the titles
 
 
 class VideoCompare(Twin, anywidget.AnyWidget):
@@ -28,7 +30,8 @@ class VideoCompare(Twin, anywidget.AnyWidget):
 
     clips: Clips, Edits or frames (f, 3, h, w), or one mapping of names to them; the names are the
     captions. fps: None takes the first clip's that has one. budget: megabytes (10^6 bytes) that the
-    view may take; the pictures are lossless where that fits, and `repr` says if not.
+    view may take; the pictures are lossless where that fits, and shrunk where they are larger than
+    a page shows; `repr` says so, and beside a difference the page does.
 
     Traits: ``frame``; ``view``, "wipe", "difference" or "grid"; ``left`` and ``right``, names of
     the two compared; ``wipe``, the left one's share of the width; ``gain`` of the difference;
@@ -58,7 +61,10 @@ class VideoCompare(Twin, anywidget.AnyWidget):
         if fps is None:
             fps = next((c.fps for c in given.values() if isinstance(c, Clip)), DEFAULT_FPS)
         packed = films.pack(list(self._frames.values()), budget * 1e6)
-        data = {"names": list(given), "size": packed.size, "films": packed.files}
+        self._whole = size_of(next(iter(self._frames.values())))
+        data = {
+            "names": list(given), "size": packed.size, "whole": self._whole, "films": packed.files,
+        }  # fmt: skip
         left, right = list(given)[:2]
         self._packed = packed
         super().__init__(
@@ -86,18 +92,21 @@ class VideoCompare(Twin, anywidget.AnyWidget):
 
     def figure(self) -> Sheet:
         """This frame of every clip, and the difference of the two compared."""
-        i, (h, w) = self.frame, next(iter(self._frames.values())).shape[-2:]
-        shown = {shorten(name, 36): clip[i] for name, clip in self._frames.items()}
+        i, (h, w) = self.frame, self._whole
         amplified = (self.difference()[i] * self.gain).clamp(0, 1)
-        two = f"{shorten(self.left, 20)} − {shorten(self.right, 20)}"
-        shown[f"difference × {self.gain:g}\n{two}"] = amplified
-        per = min(4, len(shown))
-        rows = -(-len(shown) // per)
-        figure = Sheet((9, rows * (9 / per * h / w + 0.45)), dpi=100, layout="constrained")
-        for k, (name, picture) in enumerate(shown.items()):
+        pictures = [*(clip[i] for clip in self._frames.values()), amplified]
+        per = min(4, len(pictures))
+        wide, rows = 9 / per, -(-len(pictures) // per)
+        titles = [lines_of(name, 0.92 * wide, SMALL) for name in self._frames]
+        two = lines_of(f"{self.left} − {self.right}", 0.92 * wide, SMALL)
+        titles.append([f"difference × {self.gain:g}", *two])
+        high = wide * h / w + 0.45 + 0.14 * max(len(lines) - 2 for lines in titles)
+        figure = Sheet((9, rows * high), dpi=100, layout="constrained")
+        for k, (lines, picture) in enumerate(zip(titles, pictures, strict=True)):
             axes = figure.add_subplot(rows, per, k + 1)
             axes.imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy())
-            axes.set_title(name, fontsize=8, parse_math=False)
+            axes.set_title("\n".join(lines), fontsize=SMALL, parse_math=False)
+            axes.set_anchor("S")  # what is left over is the titles'
             axes.set_axis_off()
         return figure
 
@@ -119,11 +128,12 @@ class VideoCompare(Twin, anywidget.AnyWidget):
         return proposal["value"]
 
     def __repr__(self) -> str:
-        (h, w), error = self._packed.size, self._packed.error
+        (h, w), (high, wide), error = self._packed.size, self._whole, self._packed.error
+        shrunk = "" if (h, w) == (high, wide) else f" of {high}x{wide}"
         exact = f"lossy, {error:.1f} of 255 RMS" if error else "lossless"
         return (
             f"VideoCompare({', '.join(map(repr, self._frames))}: {len(self)} frames, shown at "
-            f"{h}x{w}, {exact}, {self.nbytes / 1e6:.1f} MB)"
+            f"{h}x{w}{shrunk}, {exact}, {self.nbytes / 1e6:.1f} MB)"
         )
 
 
