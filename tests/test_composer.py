@@ -35,6 +35,34 @@ def test_menus_compose_the_caption():
     assert composer.caption == "two foxes at night"
 
 
+def test_menus_keep_the_other_animals():
+    composer = CaptionComposer(caption="a red cat and two blue dogs on snow", frames=1)
+    composer._menus["ground"].value = "sea"
+    composer._menus["color"].value = "green"
+    assert composer.caption == "a green cat and two blue dogs by the sea"
+    composer._menus["number"].value = "two"  # four animals are more than a film has
+    assert composer.caption == "a green cat and two blue dogs by the sea"
+    assert composer._menus["number"].value == "one" and "4" in composer._message.value
+
+
+def test_a_good_caption_typed_again_takes_the_refusal_back():
+    composer = CaptionComposer(caption="a dog on snow", frames=1)
+    composer._text.value = "a purple zebra"
+    assert "zebra" in composer._message.value
+    composer._text.value = "a dog on snow"
+    assert composer._message.value == "" and composer.caption == "a dog on snow"
+
+
+def test_pictures_tell_readers_what_they_show():
+    composer = CaptionComposer(tfkit.load(), caption="a dog on snow", frames=1)
+    composer._text.value = "a purple zebra"
+    composer.generate()
+    film, picture = (one.get_state()["tooltip"] for one in (composer._film, composer._picture))
+    assert film == "Film of a dog on snow"
+    assert picture == "The model's picture of a dog on snow"
+    assert composer._text.value == "a dog on snow"  # not what it is no picture of
+
+
 def test_a_caption_from_python_moves_the_menus_and_the_film():
     composer = CaptionComposer(frames=3)
     before = composer._film.value

@@ -33,7 +33,7 @@ def test_sliders_turn_the_pages(book):
     assert book.key == (2, "a") and grey(book._image.value) == 85
     book._sliders[1].value = "b"
     assert book.key == (2, "b") and grey(book._image.value) == 170
-    assert book._image.alt == "t 2, layer b"
+    assert book._image.get_state()["tooltip"] == "t 2, layer b"  # what the page gets
 
 
 def test_setting_the_key_moves_the_sliders(book):

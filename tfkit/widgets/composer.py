@@ -87,26 +87,39 @@ class CaptionComposer(Twin, widgets.VBox):
         return proposal["value"]
 
     def _typed(self, change: traitlets.Bunch) -> None:
+        self._say(change["new"])
+
+    def _say(self, caption: str) -> None:
+        """The caption, set by a hand on the page: why it cannot be is said beside it."""
         try:
-            self.caption = change["new"]
+            self.caption = caption
         except traitlets.TraitError as error:
             self._message.value = str(error)
+        else:
+            self._message.value = ""  # also where it is the one that was there before
 
     def _chosen(self, change: traitlets.Bunch) -> None:
-        """A menu was set: the caption says what all of them say."""
+        """A menu was set: the caption says what all of them say, and keeps its other animals."""
         said = {n: None if m.value == OPEN else m.value for n, m in self._menus.items()}
         ground, count = said.pop("ground"), MENUS["number"].index(said.pop("number")) + 1
         look = vocabulary.Look(**said)
-        self.caption = vocabulary.compose(vocabulary.Description(((look, count),), ground))
+        others = vocabulary.parse(self.caption).groups[1:]
+        groups = ((look, count), *others)
+        self._say(vocabulary.compose(vocabulary.Description(groups, ground)))
+        self._set_menus()
 
-    def _show(self, change: traitlets.Bunch | None = None) -> None:
-        """Menus, text and film follow the caption and the seed."""
+    def _set_menus(self) -> None:
+        """Menus say what the caption does of its first animals, and the ground."""
         description = vocabulary.parse(self.caption)
-        (look, count), *_ = description.groups
+        look, count = description.groups[0]
         for name, menu in self._menus.items():
             value = description.ground if name == "ground" else getattr(look, name, None)
             with _unobserved(menu, self._chosen):
                 menu.value = MENUS["number"][count - 1] if name == "number" else value or OPEN
+
+    def _show(self, change: traitlets.Bunch | None = None) -> None:
+        """Menus, text and film follow the caption and the seed."""
+        self._set_menus()
         with _unobserved(self._text, self._typed):
             self._text.value = self.caption
         self._message.value, self._picture.layout.display = "", "none"
@@ -114,7 +127,7 @@ class CaptionComposer(Twin, widgets.VBox):
         pictures, film = [*to_uint8(resize(clip, ZOOM))], io.BytesIO()
         codec.write_gif(film, pictures, clip.fps)
         self._film.value, self._still = film.getvalue(), codec.encoded(pictures[0], "PNG")
-        self._film.alt = f"Film of {self.caption}"
+        self._film.tooltip = f"Film of {self.caption}"  # ipywidgets' pictures have no alt
 
     def _pressed(self) -> None:
         """The button was: what goes wrong is said beside it."""
@@ -127,15 +140,17 @@ class CaptionComposer(Twin, widgets.VBox):
         """The model's own picture (3, h, w) of the caption, from noise of the seed; also shown."""
         if self._model is None:
             raise ValueError("this composer has no model; expected CaptionComposer(tfkit.load())")
-        self._button.disabled, self._message.value = True, "painting, some seconds ..."
         caption, seed = asked = self.caption, self.seed
+        with _unobserved(self._text, self._typed):
+            self._text.value = caption  # in place of words that were refused
+        self._button.disabled, self._message.value = True, "painting, some seconds ..."
         try:
             made = generate(self._model, caption, guidance=4, seed=seed, progress=False)
             (pixels,) = to_uint8(resize(made, ZOOM))
             if (self.caption, self.seed) == asked:  # or it is no picture of what is shown now
                 self._picture.value = codec.encoded(pixels, "PNG")
                 self._picture.layout.display = ""
-                self._picture.alt = f"The model's picture of {caption}"
+                self._picture.tooltip = f"The model's picture of {caption}"
         finally:
             self._button.disabled, self._message.value = False, ""
         return made[0]

@@ -85,7 +85,8 @@ class Flipbook(Twin, widgets.VBox):
             slider.value = value
         self._image.value = self._pages[self.key]
         named = zip(self._axes, self.key, strict=True)
-        self._image.alt = ", ".join(f"{name} {value}" for name, value in named)
+        # ipywidgets' pictures have no alt
+        self._image.tooltip = ", ".join(f"{name} {value}" for name, value in named)
 
     def _twin(self) -> bytes:
         return _encoded(self._stills[self.key], self._size, 1)
