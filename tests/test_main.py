@@ -182,7 +182,8 @@ def test_a_mistake_is_one_line_and_status_2(video, tmp_path, capsys, unchecked, 
 def test_the_propagation_has_the_interval_and_window_given(video, tmp_path, options, meant):
     folder, out = tmp_path / "edit", tmp_path / "o.mp4"
     code = main(["edit", str(video), "a dog", "--frames", "3", "--size", "32", "--steps", "1",
-                 "--quiet", "--checkpoints", str(folder), "--output", str(out), *options])  # fmt: skip
+                 "--quiet", "--checkpoints", str(folder), "--output", str(out),
+                 *options])  # fmt: skip
     assert code == 0
     assert json.loads((folder / "edit.json").read_text())["propagation"] == repr(meant)
 

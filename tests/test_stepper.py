@@ -1,7 +1,9 @@
 """The stepper without a browser: traits and sessions say the same, and errors change nothing."""
 
+import gc
 import io
 import threading
+import weakref
 from base64 import b64decode
 
 import numpy as np
@@ -14,7 +16,7 @@ from unchanged import unchanged
 
 import tfkit
 from tfkit.steps import Steps
-from tfkit.widgets import EditStepper
+from tfkit.widgets import EditStepper, compact
 from tfkit.widgets.counting import passes
 
 STEPS, LAYER = 4, "up_blocks.2.attentions.0.transformer_blocks.0.attn1"
@@ -102,6 +104,45 @@ def test_going_back_keeps_its_stops_and_a_change_forgets_those_beyond(stepper):
     stepper.step()
     assert stepper._state["A"]["path"][:2] == path[:2] and len(stepper._stops._stops) == 3
     assert stepper._state["A"]["path"][2] not in path
+
+
+def states(session):
+    """Weak references to the latents of every step that a session holds."""
+    return [weakref.ref(session.branch().goto(i).latents) for i in range(session.known + 1)]
+
+
+def test_what_a_change_forgets_no_stop_keeps(stepper):
+    held = states(stepper.step(3).session)
+    stepper.position = 1
+    stepper.prompt = "a fox"
+    gc.collect()
+    assert [one() is not None for one in held] == [True, True, False, False]
+
+
+def test_a_session_that_forgot_goes_on(stepper, page):
+    stepper.step(2).session.run(progress=False)
+    stepper.refresh()
+    path = stepper._state["A"]["path"]
+    assert stepper.position == STEPS and path[: STEPS - 1] == [None] * (STEPS - 1)
+    assert torch.equal(stepper.frames(), EditStepper(stepper.session).frames())
+    assert page("picture", stop=path[-1])[0][1]
+    stepper.back()  # there the latents are all that is left
+    shown = stepper._stops.of(stepper.session).pictures()
+    assert shown == compact.pictures(stepper.session.frames())
+    with pytest.raises(ValueError, match="position 1 is forgotten: expected 3 or more"):
+        stepper.position = 1
+    assert stepper.position == STEPS - 1
+    stepper.prompt = "a fox"
+    stepper.step()
+    assert stepper._state["A"]["path"][:-2] == path[:-2] and stepper.session.known == STEPS
+
+
+@pytest.mark.parametrize("name", [1, "", " "])
+def test_a_name_that_is_none_makes_no_branch(stepper, unchecked, name):
+    with pytest.raises(ValueError, match=f"name={name!r}: expected a text"):
+        stepper.branch(name)
+    assert list(stepper.sessions) == stepper.branches == ["A"]
+    assert stepper.step().position == 1
 
 
 def test_a_stop_shows_the_weights_of_its_own_propagation(stepper):

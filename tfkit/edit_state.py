@@ -61,6 +61,11 @@ class EditState:
         return self._past.known
 
     @property
+    def least(self) -> int:
+        """The position it can go back to: 0 unless it forgot what lies behind."""
+        return self._past.least
+
+    @property
     def latents(self) -> Float[Tensor, "f c h w"]:
         """Those of every frame after the last step taken, or those it began from."""
         return self._past.latents

@@ -37,6 +37,11 @@ class History:
         return len(self.noises)
 
     @property
+    def least(self) -> int:
+        """The first position that is not forgotten."""
+        return next(i for i, x in enumerate(self.states) if x is not None)
+
+    @property
     def latents(self) -> Float[Tensor, "f c h w"]:
         """Those at ``position``."""
         return self._kept(self.states[self.position])
@@ -87,10 +92,9 @@ class History:
     def back(self, count: int) -> "History":
         """So many steps back, to the beginning at the most. ValueError where that is forgotten."""
         position = max(self.position - count, 0)
-        if self.states[position] is None:
-            least = next(i for i, x in enumerate(self.states) if x is not None)
+        if position < self.least:
             raise ValueError(
-                f"position {position} is forgotten: expected {least} or more, for "
+                f"position {position} is forgotten: expected {self.least} or more, for "
                 "run() and forget() free what lies behind; step() keeps it"
             )
         return replace(self, position=position)

@@ -150,6 +150,11 @@ class EditSession(EditState):
         self._past = self._past.forgotten()
         return self
 
+    def cut(self) -> "EditSession":
+        """Forgets the steps beyond, which it went back from. Returns itself."""
+        self._past = self._past.cut()
+        return self
+
     def _take(self, tick: Callable[[int], object]) -> None:
         """The step from the present position, computed unless it is known; all of it or nothing."""
         if self.position < self.known:

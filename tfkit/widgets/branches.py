@@ -6,6 +6,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from tfkit.session import EditSession
+from tfkit.settings import check_text
 
 SETTINGS = ("prompt", "negative_prompt", "guidance")
 
@@ -32,11 +33,12 @@ class Branches(Mapping[str, EditSession]):
     def fork(self, origin: str, name: str | None = None) -> str:
         """Another branch, which stands where ``origin`` does; its name, by default a letter.
 
-        Raises ValueError for a name that is taken.
+        Raises ValueError for a name that is taken, and for what is none.
         """
         letters = (f"{letter}{n or ''}" for n in count() for letter in ascii_uppercase)
-        name = name or next(letter for letter in letters if letter not in self)
-        if name in self:
+        if name is None:
+            name = next(letter for letter in letters if letter not in self)
+        if check_text("name", name) in self:
             raise ValueError(f"there is a branch {name!r} already; expected another name")
         self._sessions[name] = self[origin].branch()
         self.seeds[name] = self.seeds[origin]

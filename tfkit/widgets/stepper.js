@@ -43,6 +43,8 @@ function render({ model, el }) {
   /** Where a branch is; of the active one the trait, which the page moves by itself. */
   const at = (name) => name === model.get("active") ? model.get("position")
     : branch(name).position;
+  /** Whether a branch can go back: there is a step before, which is not forgotten. */
+  const kept = (name) => at(name) > 0 && branch(name).path[at(name) - 1] != null;
   const moving = () => model.get("together") ? model.get("branches") : [model.get("active")];
 
   /** Asks the kernel for something, once until it answers. */
@@ -194,7 +196,7 @@ function render({ model, el }) {
   function goBack() {
     set("playing", false);
     if (model.get("together") && !gone) ask("back");
-    else if (model.get("position")) set("position", model.get("position") - 1);
+    else if (kept(model.get("active"))) set("position", model.get("position") - 1);
   }
   function goOn() {
     const known = branch(model.get("active")).path.length - 1;
@@ -215,10 +217,13 @@ function render({ model, el }) {
     const seen = (name) => stops.get(branch(name).path[at(name)])?.images;
     if (!busy && model.get("branches").every(seen)
       && moving().some((name) => at(name) < branch(name).timesteps.length)) {
-      clearTimeout(pacing);
       if (moving().some((name) => at(name) >= branch(name).path.length - 1)) goOn();
-      else pacing = setTimeout(() => model.get("playing") && goOn(), PACE);
+      else pacing ||= setTimeout(pace, PACE); // whatever is drawn meanwhile
     }
+  }
+  function pace() {
+    pacing = 0;
+    if (model.get("playing")) goOn();
   }
   document.addEventListener("visibilitychange", drive, listen);
 
@@ -242,12 +247,13 @@ function render({ model, el }) {
     const [done, expected] = model.get("progress"), playing = model.get("playing") && !gone;
     const busy = [...asked.values()].some(({ what }) => !LOOKS.includes(what));
     const ends = moving().every((name) => at(name) >= branch(name).timesteps.length);
-    back.disabled = !moving().some((name) => at(name));
+    back.disabled = !moving().some(kept);
     step.disabled = ends || busy || (gone && position >= known.path.length - 1);
     play.disabled = !playing && (ends || gone);
     play.textContent = playing ? "Stop" : "Play";
     for (const made of [apply, redraw, fork]) made.disabled = gone || busy;
     redraw.disabled ||= !known.rows[position];
+    slide.min = known.path.findIndex((number) => number !== null);
     slide.max = known.path.length - 1;
     slide.value = position;
     where.textContent = `${position} of ${steps}`;
@@ -329,7 +335,7 @@ function render({ model, el }) {
     const strip = strips.get(name), { pen, zoom, cells } = strip, known = branch(name);
     const position = at(name), number = known.path[position], stop = stops.get(number);
     const active = name === model.get("active"), ink = getComputedStyle(root).color;
-    if (!stop && number !== undefined) ask("picture", { stop: number }, `picture ${number}`);
+    if (!stop && number != null) ask("picture", { stop: number }, `picture ${number}`);
     const t = position ? `t = ${known.timesteps[position - 1]}` : "the source";
     strip.title.textContent = `${name}: step ${position} of ${known.timesteps.length}, ${t}, `
       + `“${known.prompt}”, guidance ${known.guidance}`;

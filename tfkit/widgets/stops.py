@@ -41,15 +41,20 @@ class Stop:
         return row_of(self.session, self.session.position)
 
     def pictures(self) -> list[bytes]:
-        """The clean frames that the step headed for, at the beginning the source's: WebP."""
+        """The clean frames that the step headed for, at the beginning the source's: WebP.
+
+        Where that step is forgotten, the latents as they are.
+        """
+        if not self._pictures:
+            self._pictures = compact.pictures(self._seen())
+        return self._pictures
+
+    def _seen(self) -> Float[Tensor, "f 3 H W"]:
         session, source = self.session.branch(), self.session.source
         session.views = Views(0)  # the pictures are kept here, and smaller
-        if not self._pictures:
-            self._pictures = compact.pictures(
-                session.predicted() if session.position
-                else session.model.decode(source.clean, size=source.size, batch=session.batch)
-            )  # fmt: skip
-        return self._pictures
+        if not session.position:
+            return session.model.decode(source.clean, size=source.size, batch=session.batch)
+        return session.predicted() if session.least < session.position else session.frames()
 
     def frames(self) -> Float[Tensor, "f 3 h w"]:
         """The pictures, unpacked."""
@@ -101,7 +106,7 @@ class Stops:
 
     def of(self, session: EditSession, position: int | None = None) -> Stop:
         """Where a session is, or was after so many steps."""
-        there = session.branch().goto(session.position if position is None else position)
+        there = session.branch().goto(session.position if position is None else position).cut()
         row = row_of(there, there.position)
         for stop in self._stops.values():
             same = stop.session.latents is there.latents and stop.row == row
@@ -110,11 +115,12 @@ class Stops:
         stop = Stop(next(self._numbers), there)
         return self._stops.setdefault(stop.number, stop)
 
-    def path(self, session: EditSession) -> list[int]:
-        """The numbers of all stops of a session, those beyond its position too."""
-        return [self.of(session, i).number for i in range(session.known + 1)]
+    def path(self, session: EditSession) -> list[int | None]:
+        """The numbers of all stops of a session, those beyond its position too; None: forgotten."""
+        kept = range(session.least, session.known + 1)
+        return [None] * session.least + [self.of(session, i).number for i in kept]
 
-    def forget_all_but(self, numbers: set[int]) -> None:
+    def forget_all_but(self, numbers: set[int | None]) -> None:
         """Lets go of the stops that no branch has on its path any more."""
         self._stops = {n: stop for n, stop in self._stops.items() if n in numbers}
 
@@ -146,7 +152,7 @@ def row_of(session: EditSession, position: int) -> list[int] | None:
     return None if row is None else row.tolist()
 
 
-def describe(session: EditSession, path: list[int]) -> dict:
+def describe(session: EditSession, path: list[int | None]) -> dict:
     """A session in what JSON knows."""
     rows = [None if row is None else row.tolist() for row in ahead(session)]
     return {
