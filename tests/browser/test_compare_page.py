@@ -120,6 +120,13 @@ def test_the_difference_is_what_python_finds(show, compare, clips):
     told(page, f"differ by {off.mean():.2f} of 255")
 
 
+def test_a_difference_of_pictures_shown_smaller_says_so(opened, tmp_path):
+    compare = VideoCompare(torch.zeros(1, 3, 32, 800), torch.ones(1, 3, 32, 800))
+    compare.view = "difference"
+    page = opened(compare.save_html(tmp_path / "page.html").as_uri(), offline=True)
+    told(page, "differ by 255.00 of 255 on average. They are shown at 768 × 31 of 800 × 32 pixels")
+
+
 def test_keys_change_view_and_frame_and_sliders_keep_their_own(show):
     page = show()
     page.locator("canvas").focus()

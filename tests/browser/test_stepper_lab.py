@@ -146,6 +146,29 @@ def test_a_lost_message_is_noticed_and_asked_again(notebook):
     last(page, "e.position === 1 && !e.message")
 
 
+def test_steps_play_again_under_a_moving_mouse_and_after_they_are_forgotten(notebook):
+    page = started(notebook)
+    page.evaluate(RUN, "stepper.step(4); stepper.position = 0")
+    last(page, "e.position === 0 && !e.progress.length")
+    box = page.locator(".tfkit-stepper canvas").bounding_box()
+    click(page, "Play")
+    for i in range(40):  # every move draws anew, and each is sooner than the next step
+        page.mouse.move(box["x"] + 30 + i, box["y"] + 60)
+        page.wait_for_timeout(50)
+    click(page, "Stop")
+    assert last(page, "!e.playing && !e.progress.length")["position"] >= 2
+
+    page.evaluate(RUN, "stepper.session.run(progress=False); stepper.refresh()")
+    assert last(page, "e.position === 6")["message"] == ""
+    slide = page.get_by_label("steps taken")
+    assert slide.get_attribute("min") == "5"
+    click(page, "◀ Back")  # to what the last step began from, and no further
+    last(page, "e.position === 5")
+    assert page.get_by_role("button", name="◀ Back").is_disabled()
+    click(page, "Step ▶")
+    last(page, "e.position === 6")
+
+
 def test_hovering_shows_weights_and_fields_and_outlives_the_kernel(notebook):
     page = started(notebook)
     page.locator(".tfkit-stepper canvas").focus()
