@@ -10,8 +10,10 @@ NOTEBOOKS ?=
 
 VENV_PYTHON := .venv/bin/python
 # One thread in each worker, or torch's threads fight over the cores. Notebooks run in this .venv,
-# whatever kernel they name, and must print again what they printed when they were committed.
+# whatever kernel they name, and must print again what they printed when they were committed. They
+# take the longest, so they come first: at the end short files keep all workers busy.
 PYTEST = OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile \
+	--no-loadscope-reorder \
 	--nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
 # Notebooks are left out: what they print was printed by the versions of constraints.txt.

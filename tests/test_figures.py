@@ -6,12 +6,16 @@ What notebooks draw is compared where they run, by notebooks/conftest.py.
 import json
 import subprocess
 import sys
+from functools import partial
 
 import hygiene
 import matplotlib
 import pytest
 from pictures import LIMIT, difference
 from provenance import DEMO, ROOT, list_of_figures, listed, origins, remedy, sources
+
+from tfkit import demo, read_video
+from tfkit.__main__ import main
 
 FIGURES = ROOT / "figures"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -40,6 +44,17 @@ def test_the_list_of_figures_names_each_with_its_cell():
     assert written == list_of_figures(), "to write it again: python tests/provenance.py"
 
 
+def test_the_demo_writes_its_pictures_and_prints_its_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "quickstart", partial(demo.quickstart, frames=3, steps=2))
+    assert main(["demo", "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("warp error", "TokenFlow", "per frame", "peak memory"))
+    assert {path.name for path in tmp_path.iterdir()} == {o.figure for o in origins(DEMO)}
+    assert read_video(tmp_path / "quickstart.mp4").frames.shape[0] == 3
+
+
+# Its edits are notebook 00's as well, which compares them with figures/ in every run
+@pytest.mark.slow
 def test_the_demo_makes_what_figures_holds(tmp_path):
     command = [sys.executable, "-m", "tfkit", "demo", "--output", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
