@@ -153,6 +153,13 @@ def test_no_edit_sees_what_another_kept_for_itself(model, latents, source, chang
     torch.testing.assert_close(after, alone, rtol=0, atol=1e-9)
 
 
+def test_the_same_video_under_another_prompt_is_read_anew(model, latents, source):
+    edited(model, source)
+    other = replace(source, prompt="a red horse")  # it shares the cache
+    fresh = replace(other, cache=SourceCache())
+    assert torch.equal(edited(model, other), edited(model, fresh))
+
+
 def test_a_method_that_reads_more_of_the_source_adds_to_what_is_kept(model, source):
     edited(model, source, method=tfkit.Plain())
     more = frames_through(model, lambda: edited(model, source, method=tfkit.PlugAndPlay()))

@@ -73,6 +73,34 @@ def test_an_opened_trajectory_serves_as_the_inverted_one(model, tmp_path):
     assert torch.equal(tfkit.reconstruct(model, opened, progress=False), expected)
 
 
+def test_it_is_found_wherever_the_process_goes(
+    model, latents, uninterrupted, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    source = invert(model, latents, folder="mine")
+    opened = tfkit.open_trajectory("mine")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    same(source, uninterrupted)
+    same(opened, uninterrupted)
+    tfkit.edit(model, source, "a dog", progress=False)
+    assert source.cache.sizes() and not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_level_that_is_lost_is_named_with_the_cure(model, latents, uninterrupted, tmp_path):
+    source = invert(model, latents, folder=tmp_path)
+    lost = source.timesteps[2]
+    (tmp_path / f"t{lost:04d}.safetensors").unlink()
+    with pytest.raises(
+        ValueError, match=f"timestep {lost} is missing in .*call tfkit.invert again"
+    ):
+        tfkit.edit(model, source, "a dog", progress=False)
+    (tmp_path / "clean.safetensors").unlink()
+    with pytest.raises(ValueError, match="the clean level is missing in"):
+        _ = source.clean
+    same(invert(model, latents, folder=tmp_path), uninterrupted)
+
+
 def test_levels_are_mapped_and_changes_never_reach_the_file(tmp_path):
     folder, values = Folder(tmp_path), torch.rand(2, 4, 64, 64)
     folder[7] = values

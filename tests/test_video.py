@@ -254,3 +254,12 @@ def test_truth_of_another_length_is_refused(name):
     object.__setattr__(clip, name, getattr(with_truth(f=5), name))
     with pytest.raises(ValueError, match=rf"{name} has shape .*; 6 frames of 8x10 need"):
         clip.__post_init__()
+
+
+def test_an_opened_video_is_found_wherever_the_process_goes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video("v.mp4", torch.rand(2, 3, 16, 16))
+    video = reading.open_video("v.mp4")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert sum(len(chunk) for chunk in video.chunks(1)) == 2

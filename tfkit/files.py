@@ -109,7 +109,7 @@ def claimed(
     Raises ValueError where the folder belongs to something else, is a file, holds other things or
     is in use by another process.
     """
-    path, manifest = check_path("folder", path), f"{kind}.json"
+    path, manifest = check_path("folder", path).absolute(), f"{kind}.json"
     origin = json.loads(json.dumps(origin))
     check_folder(path, kind)
     path.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,7 @@ def plan_steps(
     first = before.first if before is not None and taken else plan.method.first_step(steps)
     kept = before.rows[: first + taken] if before is not None and taken else []
     every = [*kept, *drawn[len(kept) :]]
-    key = source_key_of(model, plan, every, prepared)
+    key = source_key_of(model, source, plan, every, prepared)
     return Steps(model, source, plan, prepared, text, first, every, drawn, seed, key)
 
 

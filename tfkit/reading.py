@@ -115,7 +115,7 @@ def open_video(
             sides = lazy().shape[:2]
         count, fps = count + 1, rate
     sides = sides if size is None else target_size(size, *sides)
-    return VideoFile(path, (count, 3, *sides), rate_of((), fps), start, stamp)
+    return VideoFile(path.absolute(), (count, 3, *sides), rate_of((), fps), start, stamp)
 
 
 def _stamp(path: Path) -> tuple[object, ...]:

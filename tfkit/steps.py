@@ -24,7 +24,7 @@ from tfkit.protocols import Carrying
 from tfkit.sampling import at_step
 from tfkit.source_cache import StepWriter
 from tfkit.tokens import Kind, modules_of, read_tokens
-from tfkit.trajectory import Trajectory
+from tfkit.trajectory import Trajectory, digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,9 +215,13 @@ class Steps:
 
 
 def source_key_of(
-    model: LatentDiffusion, plan: Plan, rows: Sequence[Tensor | None], prepared: Any
+    model: LatentDiffusion,
+    source: Trajectory,
+    plan: Plan,
+    rows: Sequence[Tensor | None],
+    prepared: Any,
 ) -> str | None:
-    """A digest of all that the source's features depend on besides the trajectory itself.
+    """A digest of all that the source's features depend on besides the trajectory's levels.
 
     None where the propagation carries no tokens, or where something cannot be told: what an
     unknown method does to the source, and how strong adapters are that are not merged.
@@ -228,5 +232,7 @@ def source_key_of(
     adapted = any("lora_" in name for name in model.unet.state_dict())
     if fields is None or marks is None or adapted:
         return None
-    parts = f"{fields} {marks} {model.fingerprint()} {model.dtype}"
+    depth = source.conditions.get("depth")
+    read = f"{source.prompt!r} {None if depth is None else digest(depth)}"
+    parts = f"{fields} {marks} {model.fingerprint()} {model.dtype} {read}"
     return hashlib.sha256(parts.encode()).hexdigest()[:16]

@@ -82,12 +82,23 @@ class Trajectory:
                 f"timestep {asked!r} is not on this trajectory of {len(self.timesteps)} "
                 f"steps{near} (see .timesteps)"
             )
-        return self.latents[int(asked)]
+        return self._level(int(asked))
 
     @property
     def clean(self) -> Float[Tensor, "f c h w"]:
         """The latents the inversion started from."""
-        return self.latents[CLEAN]
+        return self._level(CLEAN)
+
+    def _level(self, t: int) -> Tensor:
+        try:
+            return self.latents[t]
+        except KeyError:
+            name = "the clean level" if t == CLEAN else f"the level of timestep {t}"
+            place = getattr(self.latents, "path", None)
+            raise ValueError(
+                f"{name} is missing{f' in {place}' if place else ''}; call tfkit.invert again, "
+                "with the same folder if it had one: the levels below it are kept"
+            ) from None
 
     @property
     def noise(self) -> Float[Tensor, "f c h w"]:
@@ -135,7 +146,8 @@ class Folder(Mapping):
     all. Reading maps the file: a change made to the tensor never reaches it."""
 
     def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
-        self.path, self.device = Path(path), device
+        self.path = Path(path).absolute()  # wherever the process goes from here
+        self.device = device
 
     def _file(self, t: int) -> Path:
         return self.path / ("clean.safetensors" if t == CLEAN else f"t{t:04d}.safetensors")
