@@ -62,7 +62,7 @@ class EditState:
 
     @property
     def least(self) -> int:
-        """The position it can go back to: 0 unless it forgot what lies behind."""
+        """The first position that it can go back to: 0 unless it forgot what lies behind."""
         return self._past.least
 
     @property
