@@ -9,9 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from types import FunctionType
 
+import numpy as np
 import pytest
 import torch
-from clips import moving
+from clips import bare, moving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelines import moving_latents
@@ -221,6 +222,14 @@ def test_a_method_of_functions_goes_on_in_another_process(model, source, tmp_pat
     with pytest.raises(ValueError, match="another method"):
         method = tfkit.ControlNet(condition=lambda frames: frames / 2, model=net)
         edited(model, source, tmp_path / "edit", method=method)
+
+
+def test_the_same_edit_in_other_words_goes_on(model, source, tmp_path):
+    made = edited(model, source, tmp_path, method=tfkit.SDEdit(1), guidance=3)
+    way = bare(tfkit.TokenFlow)(interval=np.int64(2))
+    again = {"method": tfkit.SDEdit(1.0), "guidance": np.float32(3), "propagation": way}
+    again = bare(edited)(model, source, tmp_path, **again)
+    assert torch.equal(again.latents, made.latents)
 
 
 def test_another_video_is_refused(model, source, latents, tmp_path):

@@ -339,7 +339,7 @@ def test_a_hub_id_is_fetched_only_as_far_as_it_is_read(folder, tmp_path):
         ({"scale": "high"}, r"scale='high': expected a finite number"),
         ({"scale": float("nan")}, r"scale=nan: expected a finite number"),
         ({"until": 2}, r"until=2: expected a share of the steps"),
-        ({"noise": "white"}, r"noise='white': expected 'inverted' or 'fresh'"),
+        ({"noise": "white"}, r"noise='white': expected one of 'inverted', 'fresh'"),
         ({"seed": -1}, r"seed=-1: expected a whole number"),
         ({"condition": "canny"}, r"condition='canny': expected a clip \(f, 3, h, w\)"),
     ],

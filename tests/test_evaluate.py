@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import joblib
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -315,6 +316,13 @@ OTHER = {
     "the clip": {"clips": [(replace(CLIP, frames=CLIP.frames * 0.9), "a fish")]},
 }
 
+SAME = (  # the edit of the first run, in other words
+    {"methods": {"renamed": {"guidance": 3, "batch": 1}}},
+    {"methods": {"B": {"guidance": np.float32(3), "method": tfkit.PlugAndPlay(convolution=0.8)}}},
+    {"methods": {"C": {"guidance": 3.0, "propagation": tfkit.TokenFlow(8), "seed": np.int64(0)}}},
+    {"inversion": {"fixed_point": np.int64(0), "predictor": "next"}},
+)
+
 
 def test_other_settings_are_never_mixed_up(evaluate, monkeypatch, tmp_path):
     run = {"methods": {"A": {"guidance": 3}}, "clips": [(CLIP, "a fish")], "metrics": "warp_error"}
@@ -326,8 +334,8 @@ def test_other_settings_are_never_mixed_up(evaluate, monkeypatch, tmp_path):
         assert len(list(tmp_path.iterdir())) == 2 + i, what
         assert found.value.item() != first.value.item(), what
     count = len(list(tmp_path.iterdir()))
-    same_again = {"methods": {"renamed": {"guidance": 3, "batch": 1}}}  # neither changes an edit
-    assert evaluate(**run | same_again).value.equals(first.value)
+    for same_again in SAME:
+        assert evaluate(**run | same_again).value.equals(first.value), same_again
     assert len(list(tmp_path.iterdir())) == count
     monkeypatch.setattr(tfkit, "__version__", "0.0.0")
     evaluate(**run)

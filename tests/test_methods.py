@@ -1,11 +1,14 @@
 """Editing methods: what they inject, when, and that they know nothing of consistency."""
 
+import numpy as np
 import pytest
 import torch
+from clips import bare
 
 import tfkit
 from tfkit import hooks
 from tfkit.methods import Moment, from_source, injection
+from tfkit.records import key_of
 from tfkit.sampling import sample
 from tfkit.trajectory import CLEAN, Trajectory
 
@@ -13,6 +16,25 @@ from tfkit.trajectory import CLEAN, Trajectory
 @pytest.fixture(scope="module")
 def model(pipeline_folder):
     return tfkit.load(pipeline_folder, device="cpu", dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "meant"),
+    [
+        (tfkit.SDEdit, {"start": 1}, {"start": 1.0}),
+        (tfkit.SDEdit, {"start": np.float32(0.5), "seed": np.int64(3)}, {"start": 0.5, "seed": 3}),
+        (tfkit.PlugAndPlay, {"attention": np.float64(0.5), "convolution": 0}, {"convolution": 0.0}),
+        (tfkit.ControlNet, {"scale": np.float32(2), "until": 1}, {"scale": 2, "until": 1.0}),
+        (tfkit.TokenFlow, {"interval": np.int64(2)}, {"interval": 2}),
+        (tfkit.TokenFlow, {"window": np.int32(4)}, {"window": 4}),
+        (tfkit.ExtendedAttention, {"interval": np.int64(2)}, {"interval": 2}),
+    ],
+)
+def test_settings_are_the_same_in_other_numbers(kind, said, meant):
+    """So that an edit goes on where it was stopped, however its settings were computed."""
+    said, meant = bare(kind)(**said), kind(**meant)
+    assert repr(said) == repr(meant)
+    assert key_of(said) == key_of(meant)
 
 
 def rewritten(model, method, step, steps=10):
@@ -113,5 +135,5 @@ def test_fresh_noise_is_one_draw_for_all_frames_at_the_first_timestep(model):
 
 
 def test_sdedit_knows_two_kinds_of_noise(unchecked):
-    with pytest.raises(ValueError, match="noise='white': expected 'inverted' or 'fresh'"):
+    with pytest.raises(ValueError, match="noise='white': expected one of 'inverted', 'fresh'"):
         tfkit.SDEdit(0.5, noise="white")

@@ -79,6 +79,8 @@ def test_any_token_is_another_result_than_the_nearest(model, source):
     blind = rebuild(model, source, match="random", progress=False)
     assert torch.equal(blind, rebuild(model, source, match="random", progress=False))
     assert (blind - nearest).abs().max() > 1e-4
+    one_by_one = rebuild(model, source, match="random", batch=1, progress=False)
+    torch.testing.assert_close(one_by_one, blind, rtol=0, atol=1e-8)
     none = rebuild(model, source, match="random", timesteps=[], progress=False)
     plain = tfkit.reconstruct(model, source, progress=False)
     torch.testing.assert_close(none, plain, rtol=0, atol=1e-8)

@@ -169,6 +169,13 @@ def test_several_timesteps_take_one_pass_each_in_memory_or_in_a_folder(model, so
     assert names == sorted([*files, "tokens.json"])
     with pytest.raises(KeyError):
         kept[3, name]
+    settings["timesteps"] = [float(source.timesteps[0]), torch.tensor(source.timesteps[1])]
+    for folder in (None, tmp_path / "tokens"):
+        again = bare(extract_features)(model, source, folder=folder, **settings)
+        assert list(again) == list(tokens)
+    with pytest.raises(ValueError, match="timestep 3 is not on this trajectory"):
+        extract_features(model, source, folder=tmp_path / "no", **settings | {"timesteps": [3]})
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.fixture

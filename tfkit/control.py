@@ -7,14 +7,13 @@ ControlNet, about half the UNet, and the condition clip (edges: one channel of i
 
 import copy
 import hashlib
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from diffusers import ControlNetModel
@@ -27,10 +26,11 @@ from tfkit.conditions import canny
 from tfkit.diffusion import LatentDiffusion
 from tfkit.finding import local_controlnet
 from tfkit.loading import CONTROLNETS, MENAGERIE, load_controlnet
-from tfkit.methods import Moment, Plain, check_noise, check_share, fresh, inverted
+from tfkit.methods import Moment, Noise, Plain, fresh, inverted
 from tfkit.overflow import NonFiniteError
 from tfkit.reading import VideoFile
 from tfkit.records import key_of
+from tfkit.settings import check_choice, check_seed, check_share, is_finite, settle
 from tfkit.trajectory import Trajectory, digest
 from tfkit.video import Clip, resize
 
@@ -78,15 +78,19 @@ class ControlNet(Plain):
     model: str | Path | ControlNetModel = MENAGERIE
     scale: float | int = 1.0
     until: float | int = 1.0
-    noise: Literal["inverted", "fresh"] = "inverted"
+    noise: Noise = "inverted"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
-        if not number or not math.isfinite(self.scale):
+        if not is_finite(self.scale):
             raise ValueError(f"scale={self.scale!r}: expected a finite number; 1 is usual")
-        check_share("until", self.until)
-        check_noise(self.noise, self.seed)
+        check_choice("noise", self.noise, get_args(Noise))
+        settle(
+            self,
+            scale=float(self.scale),
+            until=check_share("until", self.until),
+            seed=check_seed(self.seed),
+        )
         condition = self.condition
         if not (condition is None or isinstance(condition, Tensor | Clip) or callable(condition)):
             raise ValueError(
@@ -186,9 +190,7 @@ class ControlNet(Plain):
             return nullcontext()
         net, whole = now.prepared.net, now.prepared.condition
         condition = whole[now.frames.to(whole.device)].repeat(now.branches, 1, 1, 1)
-        return hooks.add_residuals(
-            now.model.unet, partial(residuals, net, condition, float(self.scale))
-        )
+        return hooks.add_residuals(now.model.unet, partial(residuals, net, condition, self.scale))
 
 
 def residuals(

@@ -10,25 +10,49 @@ from pathlib import Path
 from typing import Any
 
 from tfkit.editing import edit
+from tfkit.inversion import invert
 from tfkit.menagerie.tasks import Change, Task
 from tfkit.methods import Method
 from tfkit.protocols import Propagation
 from tfkit.scores import METRICS
-from tfkit.settings import is_whole
+from tfkit.settings import is_finite, is_whole
 from tfkit.video import Clip
 
-_EDIT = set(inspect.signature(edit).parameters) - {"model", "source", "prompt", "progress"}
-INVERSION = {"fixed_point", "predictor", "prepare", "control", "batch"}
+def _defaults(function: Callable, *names: str) -> dict[str, Any]:
+    known = inspect.signature(function).parameters
+    return {name: known[name].default for name in names}
 
 
-def check_names(what: str, given: Iterable[str], known: set[str]) -> None:
-    """Settings by names that are known."""
-    unknown = sorted(set(given) - known)
+_EDIT = _defaults(
+    edit, "negative_prompt", "guidance", "method", "propagation", "keyframes", "seed", "batch",
+    "folder",
+)  # fmt: skip
+_INVERSION = _defaults(invert, "fixed_point", "predictor", "prepare", "control", "batch")
+
+
+def _settings(what: str, given: Mapping, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings, those not given by their defaults; the same where they mean the same."""
+    unknown = sorted(set(given) - set(defaults))
     if unknown:
         raise ValueError(
             f"{what}: unknown setting {', '.join(map(repr, unknown))}; "
-            f"expected some of {', '.join(sorted(known))}"
+            f"expected some of {', '.join(sorted(defaults))}"
         )
+    return {name: _like(given.get(name, usual), usual) for name, usual in defaults.items()}
+
+
+def _like(value: Any, usual: object) -> Any:
+    """A number as Python's own, and of the same kind as the usual one: guidance 5 is 5.0."""
+    if isinstance(usual, float) and is_finite(value):
+        return float(value)
+    return int(value) if is_whole(value) else value
+
+
+def inversion_settings(given: object) -> dict[str, Any]:
+    """What :func:`tfkit.invert` is given."""
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"inversion={given!r}: expected settings of tfkit.invert in a mapping")
+    return _settings("inversion", given or {}, _INVERSION)
 
 
 def named(what: str, given: object, name: str) -> dict[str, Any]:
@@ -44,8 +68,7 @@ def named(what: str, given: object, name: str) -> dict[str, Any]:
 def method_settings(name: str, how: object) -> dict[str, Any] | Callable:
     """What :func:`tfkit.edit` is given, or a function in its place."""
     if isinstance(how, Mapping):
-        check_names(f"method {name!r}", how, _EDIT)
-        return dict(how)
+        return _settings(f"method {name!r}", how, _EDIT)
     if isinstance(how, type) or not (isinstance(how, Method | Propagation) or callable(how)):
         raise ValueError(
             f"method {name!r} is {how!r}; expected settings of tfkit.edit in a mapping, "
@@ -53,8 +76,8 @@ def method_settings(name: str, how: object) -> dict[str, Any] | Callable:
             "(model, source, prompt) -> frames"
         )
     if isinstance(how, Propagation):
-        return {"propagation": how}
-    return {"method": how} if isinstance(how, Method) else how
+        return _EDIT | {"propagation": how}
+    return _EDIT | {"method": how} if isinstance(how, Method) else how
 
 
 def metric_names(

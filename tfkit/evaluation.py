@@ -19,9 +19,8 @@ from tqdm.auto import tqdm
 
 from tfkit.diffusion import LatentDiffusion
 from tfkit.entries import (
-    INVERSION,
-    check_names,
     check_readers,
+    inversion_settings,
     method_settings,
     metric_names,
     named,
@@ -116,10 +115,7 @@ def evaluate(
     check_choice("errors", errors, ("warn", "raise"))
     check_whole("steps", steps)
     check_readers(tokens, structure, tracks)
-    if not isinstance(inversion, Mapping | None):
-        raise ValueError(f"inversion={inversion!r}: expected settings of tfkit.invert in a mapping")
-    inversion = dict(inversion or {})
-    check_names("inversion", inversion, INVERSION)
+    inversion = inversion_settings(inversion)
     clips = named_clips(clips)
     total = sum(len(changes) for _, _, changes in clips) * len(methods)
     place = None if folder is None else open_folder(folder)

@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 BY_TOKENS = ("structure_distance", "token_consistency", "motion_fidelity")
 TIMESTEP = 261  # where DIFT reads Stable Diffusion's features (Tang et al., NeurIPS 2023)
+_NO_MATTER = ("batch", "prepare", "folder")  # speed, memory and what is kept, not the result
 FIELDS = ("seconds", "level", "own", "scores")  # of a record, beside what it is of
 
 
@@ -241,7 +242,7 @@ def _that_matter(settings: Mapping | Callable) -> Mapping | Callable:
     """Settings but for those that change speed and memory, and not the result."""
     if not isinstance(settings, Mapping):
         return settings
-    return {name: value for name, value in settings.items() if name not in ("batch", "prepare")}
+    return {name: value for name, value in settings.items() if name not in _NO_MATTER}
 
 
 def _plain(value: Score | float | int | Tensor, how: str = "") -> dict:

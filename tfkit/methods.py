@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -19,8 +19,10 @@ from torch import Tensor
 from tfkit import hooks
 from tfkit.diffusion import LatentDiffusion
 from tfkit.sampling import with_noise
-from tfkit.settings import check_seed
+from tfkit.settings import check_choice, check_seed, check_share, settle
 from tfkit.trajectory import Trajectory
+
+Noise = Literal["inverted", "fresh"]  # what a method starts from
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +125,12 @@ class SDEdit(Plain):
     """
 
     start: float | int = 0.6
-    noise: Literal["inverted", "fresh"] = "inverted"
+    noise: Noise = "inverted"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_share("start", self.start)
-        check_noise(self.noise, self.seed)
+        check_choice("noise", self.noise, get_args(Noise))
+        settle(self, start=check_share("start", self.start), seed=check_seed(self.seed))
 
     def first_step(self, steps: int) -> int:
         return steps - round(self.start * steps)
@@ -160,8 +162,11 @@ class PlugAndPlay(Plain):
     reads_source = True
 
     def __post_init__(self) -> None:
-        check_share("attention", self.attention)
-        check_share("convolution", self.convolution)
+        settle(
+            self,
+            attention=check_share("attention", self.attention),
+            convolution=check_share("convolution", self.convolution),
+        )
 
     def prepare(self, model: LatentDiffusion, source: Trajectory) -> tuple[str, list[str]]:
         """Names of the convolution and of the projections (to_q, to_k) that are injected into."""
@@ -224,16 +229,3 @@ def injected(unet: UNet2DConditionModel) -> tuple[str, list[str]]:
         )
     projections = [f"{name}.{part}" for name in layers for part in ("to_q", "to_k")]
     return f"up_blocks.{first}.resnets.1.conv2", projections
-
-
-def check_share(name: str, value: float | int) -> None:
-    """Raises ValueError unless ``value`` is a number from 0 to 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{name}={value!r}: expected a share of the steps, from 0 to 1")
-
-
-def check_noise(noise: str, seed: int) -> None:
-    """Raises ValueError unless ``noise`` is "inverted" or "fresh" and ``seed`` a seed."""
-    check_seed(seed)
-    if noise not in ("inverted", "fresh"):
-        raise ValueError(f"noise={noise!r}: expected 'inverted' or 'fresh'")

@@ -20,7 +20,7 @@ from tfkit.attention import FlowAttention
 from tfkit.diffusion import LatentDiffusion
 from tfkit.methods import Method, Moment, injection
 from tfkit.protocols import Propagation
-from tfkit.settings import is_finite
+from tfkit.settings import is_finite, settle
 from tfkit.source_cache import Features, KeptStep, StepWriter
 from tfkit.trajectory import Trajectory
 
@@ -38,8 +38,7 @@ class Plan:
     def __post_init__(self) -> None:
         if not is_finite(self.guidance):
             raise ValueError(f"guidance={self.guidance!r}: expected a finite number; 7.5 is usual")
-        if type(self.guidance) is not int:  # numpy's compare to numpy's
-            object.__setattr__(self, "guidance", float(self.guidance))
+        settle(self, guidance=float(self.guidance))
         for name, kind in (("method", Method), ("propagation", Propagation)):
             value = getattr(self, name)
             if isinstance(value, type) or not isinstance(value, kind):

@@ -23,7 +23,7 @@ from tfkit.protocols import (
     in_order,
     split,
 )
-from tfkit.settings import check_choice, check_whole
+from tfkit.settings import check_choice, check_whole, settle
 
 __all__ = [
     "Carrying", "ExtendedAttention", "FirstFrame", "Passes", "PerFrame", "Propagation", "TokenFlow",
@@ -72,9 +72,9 @@ class ExtendedAttention:
 
     def __post_init__(self) -> None:
         if self.interval is not None:
-            check_whole("interval", self.interval)
+            settle(self, interval=check_whole("interval", self.interval))
         check_choice("keyframes", self.keyframes, ("random", "fixed"))
-        check_window(self.window)
+        settle(self, window=check_window(self.window))
 
     def draw(self, frames: int, steps: int, seed: int) -> Int[Tensor, "steps k"] | None:
         if self.interval is None:
@@ -168,12 +168,15 @@ class TokenFlow:
     reads_source = True
 
     def __post_init__(self) -> None:
-        check_whole("interval", self.interval)
+        settle(
+            self,
+            interval=check_whole("interval", self.interval),
+            window=check_window(self.window),
+        )
         check_choice("variant", self.variant, ("paper", "reference"))
         check_choice("field", self.field, (None, "output", "input"))
         check_choice("blend", self.blend, ("sigmoid", "linear"))
         check_choice("keyframes", self.keyframes, ("random", "fixed"))
-        check_window(self.window)
 
     def draw(self, frames: int, steps: int, seed: int) -> Int[Tensor, "steps k"]:
         fixed = self.keyframes == "fixed"

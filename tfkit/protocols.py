@@ -132,7 +132,6 @@ def in_order(frames: int, parts: Iterable[tuple[Tensor, Tensor]]) -> Float[Tenso
     return whole
 
 
-def check_window(window: int | None) -> None:
-    """Raises ValueError unless ``window`` is None or counts three keyframes or more."""
-    if window is not None:
-        check_whole("window", window, least=LEAST_WINDOW)
+def check_window(window: int | None) -> int | None:
+    """The same; raises ValueError unless it is None or counts three keyframes or more."""
+    return None if window is None else check_whole("window", window, least=LEAST_WINDOW)

@@ -29,11 +29,27 @@ def check_whole(name: str, value: object, least: int = 1) -> int:
     return int(value)
 
 
+def settle(settings: object, **values: object) -> None:
+    """Sets fields of a frozen dataclass to what they came to: numpy's 2 to 2, a share of 1 to 1.0.
+
+    What is asked for in other words is the same then, when it is compared, printed or kept.
+    """
+    for name, value in values.items():
+        object.__setattr__(settings, name, value)
+
+
 def check_seed(seed: object) -> int:
     """A seed that torch takes, as Python's own; raises ValueError for others."""
     if check_whole("seed", seed, least=0) >= 2**63:
         raise ValueError(f"seed={seed!r}: expected less than 2**63")
     return int(seed)  # type: ignore[call-overload]
+
+
+def check_share(name: str, value: object) -> float:
+    """A share of the steps; raises ValueError unless ``value`` is a number from 0 to 1."""
+    if not is_finite(value) or not 0 <= value <= 1:
+        raise ValueError(f"{name}={value!r}: expected a share of the steps, from 0 to 1")
+    return float(value)
 
 
 def check_choice(name: str, value: object, known: Collection[object]) -> None:

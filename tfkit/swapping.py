@@ -35,7 +35,8 @@ class SwapAttention:
     """A processor on [unaltered | altered] frames, the key frame first in both.
 
     In the altered half each place of a layer's output takes, of the key frame's unaltered tokens,
-    the one nearest to its own unaltered token; with match="random", as a control, any of them.
+    the one nearest to its own unaltered token; with match="random", as a control, any of them,
+    drawn once for all frames.
     """
 
     layers: set[nn.Module] = field(default_factory=set)
@@ -47,8 +48,10 @@ class SwapAttention:
             return attend(attn, *project(attn, hidden_states))
         own = attend(attn, *project(attn, hidden_states[: len(hidden_states) // 2]))
         if self.match == "random":
-            dice = torch.Generator().manual_seed(own.shape[1])
-            index = torch.randint(own.shape[1], own.shape[:2], generator=dice).to(own.device)
+            count = own.shape[1]  # one draw for all frames, however many there are in a pass
+            dice = torch.Generator().manual_seed(count)
+            index = torch.randint(count, (count,), generator=dice).to(own.device)
+            index = index.expand(len(own), -1)
         else:
             index = nearest_neighbors(own, own[:1].expand_as(own)).index
         return torch.cat([own, own[0][index]])

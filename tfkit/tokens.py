@@ -50,17 +50,21 @@ class Noised:
     seed: int
     depth: Float[Tensor, "f 1 h w"] | None = None
 
-    def at(self, t: int) -> Float[Tensor, "m c h w"]:
+    def at(self, t: int | Tensor) -> Float[Tensor, "m c h w"]:
         """sqrt(alpha) clean + sqrt(1 - alpha) noise, (ensemble * f, ...): draws one after another.
 
         A draw is one noise for all frames, so that what differs between them is the frames.
         """
-        check_timestep(t, self.alphas)
+        t = self.timestep(t)
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.ensemble, 1, *self.clean.shape[1:])
         noise = torch.randn(shape, generator=generator).to(self.clean)
         draws = with_noise(self.clean, noise, self.alphas[t].to(self.clean))
         return rearrange(draws, "e f c h w -> (e f) c h w")
+
+    def timestep(self, t: int | Tensor) -> int:
+        """A timestep of the schedule, as Python's own. Raises ValueError for what is none."""
+        return check_timestep(t.item() if isinstance(t, Tensor) else t, self.alphas)
 
     def depth_of(self, rows: Tensor) -> Float[Tensor, "b 1 h w"] | None:
         """The depth of some rows of :meth:`at`; None where it has no depth."""
@@ -124,7 +128,7 @@ def extract_features(
     if isinstance(source, Trajectory):
         check_kin(model, source)
     names = hooks.match(model.unet, layers, modules_of(kind))
-    timesteps = [t.item() if isinstance(t, Tensor) else t for t in timesteps]
+    timesteps = [source.timestep(t) for t in timesteps]
     text, tokens = model.embed(source.prompt), dict[tuple[int, str], Tensor]()
 
     def of(t: int) -> dict[str, Tensor]:
@@ -165,10 +169,11 @@ def _origin(
     }  # fmt: skip
 
 
-def check_timestep(t: object, alphas: Tensor) -> None:
-    """Raises ValueError unless ``t`` is a timestep of a schedule."""
+def check_timestep(t: object, alphas: Tensor) -> int:
+    """The same as Python's own; raises ValueError unless ``t`` is a timestep of a schedule."""
     if not is_whole(t) or not 0 <= t < len(alphas):
         raise ValueError(f"timestep {t!r}: expected 0 to {len(alphas) - 1}")
+    return int(t)
 
 
 def modules_of(kind: Kind) -> str:

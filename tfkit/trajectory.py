@@ -72,6 +72,10 @@ class Trajectory:
 
     def at(self, t: int | Tensor) -> Float[Tensor, "f c h w"]:
         """Latents at timestep ``t``. Raises ValueError for a timestep it does not pass."""
+        return self._level(self.timestep(t))
+
+    def timestep(self, t: int | Tensor) -> int:
+        """One of its timesteps, as Python's own. Raises ValueError for one it does not pass."""
         asked = t.item() if isinstance(t, Tensor) else t
         if isinstance(asked, bool) or asked not in self.timesteps:
             near = ""
@@ -82,7 +86,7 @@ class Trajectory:
                 f"timestep {asked!r} is not on this trajectory of {len(self.timesteps)} "
                 f"steps{near} (see .timesteps)"
             )
-        return self._level(int(asked))
+        return int(asked)
 
     @property
     def clean(self) -> Float[Tensor, "f c h w"]:
