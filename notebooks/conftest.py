@@ -1,5 +1,6 @@
 """A notebook under test draws in a folder apart, and must draw what figures/ holds."""
 
+import checked  # noqa: F401  isort: skip  (before anything that imports tfkit)
 from pathlib import Path
 from tempfile import TemporaryDirectory
 

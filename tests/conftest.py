@@ -1,28 +1,15 @@
-"""Shared set-up: no network, checked annotations, threads that fit xdist, a few small pipelines."""
+"""Shared set-up: what is checked, the depth of property tests, a few small pipelines."""
 
+import checked  # noqa: F401  isort: skip  (before anything that imports tfkit)
 import os
 import stat
 from pathlib import Path
 from types import SimpleNamespace
 
-# Before anything of Hugging Face is imported: a test must never reach for the network.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_OFFLINE"] = "1"
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-# Each xdist worker takes its share of the cores; processes that tests start inherit it.
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
-
-import jaxtyping  # noqa: E402
-
-# Before tfkit is imported: every annotated shape and type is then checked at run time.
-jaxtyping.install_import_hook("tfkit", "beartype.beartype")
-
-import hypothesis  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import hypothesis
+import jaxtyping
+import pytest
+import torch
 
 # How long an example takes depends on what else the machine does.
 hypothesis.settings.register_profile("tfkit", deadline=None)

@@ -2,8 +2,10 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 import tfkit
@@ -42,6 +44,15 @@ FILES = {
     ".".join(path.relative_to(HOUSE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in HOUSE.rglob("*.py")
 }
+
+
+def test_annotations_are_checked():
+    """No module was imported before the checks were put in, whatever was collected first."""
+    ours = {name: m for name, m in sys.modules.items() if name.split(".")[0] == "tfkit"}
+    loaders = {name: type(module.__loader__).__name__ for name, module in ours.items()}
+    assert {k: v for k, v in loaders.items() if v != "_JaxtypingLoader"} == {}
+    with pytest.raises(jaxtyping.TypeCheckError):
+        tfkit.PlugAndPlay(attention="half")
 
 
 def imports(path):
