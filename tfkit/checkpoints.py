@@ -53,8 +53,14 @@ def step_files(folder: str | Path, steps: Steps, begun: Tensor) -> Iterator[Step
     Raises ValueError for a folder that belongs to another edit or is in use, OSError where it
     cannot be written.
     """
-    with claimed(folder, "edit", _origin(steps, begun)) as place:
+    with claimed(folder, "edit", _origin(steps, begun), _NAMES) as place:
         yield StepFiles(place)
+
+
+_NAMES = {
+    "video": "video, or of this one inverted anew (an inversion in a folder of its own, "
+    "tfkit.invert(..., folder=...), stays the same)"
+}
 
 
 def _origin(steps: Steps, begun: Tensor) -> dict[str, Any]:
