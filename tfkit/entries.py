@@ -18,6 +18,7 @@ from tfkit.scores import METRICS
 from tfkit.settings import is_finite, is_whole
 from tfkit.video import Clip
 
+
 def _defaults(function: Callable, *names: str) -> dict[str, Any]:
     known = inspect.signature(function).parameters
     return {name: known[name].default for name in names}
