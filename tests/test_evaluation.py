@@ -114,11 +114,13 @@ def test_a_card_says_what_is_met_and_what_is_missed(tmp_path):
         assert line in text
 
 
-def test_the_card_is_a_stage_of_the_recipe(tmp_path):
+def test_the_card_is_a_stage_of_the_recipe(monkeypatch, tmp_path):
     from shutil import copytree
 
     from tfkit.loading import WEIGHTS
 
+    few = card.prompts()[:8]  # a row; all 24 take two minutes
+    monkeypatch.setattr(card, "prompts", lambda: few)
     out = copytree(WEIGHTS, tmp_path / "out")
     begun = {"held-out scenes, at the most": 2, "measured before": 0.5}
     (out / "figures.json").write_text(json.dumps(begun))
