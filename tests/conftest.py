@@ -1,4 +1,4 @@
-"""Shared set-up: what is checked, the depth of property tests, a few small pipelines."""
+"""Shared set-up: property tests without a deadline, a full disk, a few small pipelines."""
 
 import checked  # noqa: F401  isort: skip  (before anything that imports tfkit)
 import os
