@@ -101,7 +101,7 @@ def test_an_edit_is_played_stopped_changed_and_branched(notebook):
     click(page, "Step ▶")
     last(page, "e.position === 3")
     asked = "[(s.plan.prompt, s.plan.guidance, s.position) for s in stepper.sessions.values()]"
-    want = [("a red cat on snow", 7.5, 3), ("a blue dog on grass", 5, 3)]
+    want = [("a red cat on snow", 7.5, 3), ("a blue dog on grass", 5.0, 3)]
     assert page.evaluate(ASK, asked) == str(want)
     page.wait_for_timeout(500)
     shape = np.minimum(strip(page, 0).shape, strip(page, 1).shape)
