@@ -44,6 +44,17 @@ def test_a_folder_takes_the_place_of_a_folder_and_a_file_never(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path):
+    there, link = tmp_path / "big" / "frames", tmp_path / "out"
+    there.mkdir(parents=True)
+    (there / "0000.png").write_text("old")
+    link.symlink_to(there)
+    write_video(link, torch.rand(2, 3, 8, 8))
+    assert link.is_symlink() and len(list(there.iterdir())) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["big", "out"]
+    assert list(there.parent.iterdir()) == [there]
+
+
 def test_a_folder_has_its_place_again_if_anything_comes_between(tmp_path, monkeypatch):
     path, moved, move = tmp_path / "frames", [], os.replace
     path.mkdir()

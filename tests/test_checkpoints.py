@@ -21,6 +21,7 @@ from test_interrupts import stopped_after
 
 import tfkit
 from tfkit import hooks
+from tfkit.atomic import replacing
 from tfkit.checkpoints import StepFiles
 from tfkit.files import claimed
 from tfkit.inversion import invert
@@ -399,3 +400,14 @@ def test_other_peoples_folders_and_files_are_left_alone(model, source, tmp_path)
     with pytest.raises(ValueError, match="is a file; expected a folder for the edit"):
         edited(model, source, tmp_path / "thesis.txt")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_others_write_into_a_folder_meanwhile_is_theirs(tmp_path):
+    with replacing(tmp_path / "out.mp4") as movie, replacing(tmp_path / "pictures") as pictures:
+        movie.write_text("half")
+        pictures.mkdir()
+        (tmp_path / ".new-01234567-t0001.safetensors").write_text("a killed run's")
+        with claimed(tmp_path, "trajectory", {"of": 1}):
+            assert {path.name for path in tmp_path.iterdir()} == {
+                movie.name, pictures.name, "trajectory.json"
+            }  # fmt: skip

@@ -48,6 +48,42 @@ def test_equal_frames_still_count_in_a_gif(tmp_path):
     assert len(read_video(write_video(tmp_path / "a.gif", still))) == 5
 
 
+@pytest.mark.parametrize("durations", [{}, {"duration": 0}, {"duration": [100] * 4 + [2000]}])
+def test_a_gif_of_frames_without_durations_has_them_all(tmp_path, durations):
+    """ffmpeg takes the first two for one frame; the third holds its last one for a while."""
+    frames = moving(5)
+    first, *rest = (Image.fromarray(pixels) for pixels in to_uint8(frames))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=rest, **durations)
+    clip = read_video(tmp_path / "a.gif")
+    assert decibels(clip.frames, frames) > 25
+    assert clip.fps == (8 if durations.get("duration", 0) == 0 else 10)
+
+
+def test_a_gif_that_keeps_no_time_is_told(tmp_path):
+    first, *rest = (Image.fromarray(pixels) for pixels in to_uint8(moving(4)))
+    times = [100, 300, 100, 100]
+    first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=times)
+    with pytest.warns(UserWarning, match="unequal times"):
+        assert len(read_video(tmp_path / "a.gif")) == 4
+
+
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.mkv"])
+def test_a_video_cut_off_is_never_read_as_a_short_one(tmp_path, name, part):
+    frames = moving(24, h=96, w=128)
+    frames = (frames + 0.05 * torch.rand(frames.shape)).clamp(0, 1)
+    path = write_video(tmp_path / name, frames)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
+    if name == "a.mkv":  # its frames that are there are whole
+        with pytest.warns(UserWarning, match=r"3\.00 s of video.*seems to be cut off"):
+            assert len(read_video(path)) < 23
+    else:
+        with pytest.raises(ValueError, match=r"cannot be (decoded|read as a GIF)"):
+            read_video(path)
+    assert len(read_video(path, frames=3)) == 3
+
+
 def test_encoding_repeats_byte_by_byte(tmp_path):
     clip = Clip(moving(), fps=5)
     for _ in range(5):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -340,6 +340,46 @@ def test_other_settings_are_never_mixed_up(evaluate, monkeypatch, tmp_path):
     monkeypatch.setattr(tfkit, "__version__", "0.0.0")
     evaluate(**run)
     assert len(list(tmp_path.iterdir())) == count + 1
+
+
+SHADE = 0.25
+WHICH = None
+
+
+def shade(model, source, prompt):
+    return torch.full((2, 3, 32, 32), SHADE)
+
+
+def which():
+    return WHICH
+
+
+@pytest.mark.parametrize("kind", ["function", "class"])
+def test_what_code_reads_of_its_module_counts(evaluate, monkeypatch, tmp_path, kind):
+    class Shade(tfkit.PerFrame):
+        def predict(self, run, attention, frames, keyframes, batch):
+            return torch.full_like(super().predict(run, attention, frames, keyframes, batch), SHADE)
+
+    for number in (0.25, 0.75):
+        monkeypatch.setitem(globals(), "SHADE", number)
+        run = {"mine": shade if kind == "function" else Shade()}, TASKS[:1], brightness
+        assert evaluate(*run, folder=tmp_path).value.equals(evaluate(*run).value)
+
+
+def test_a_loader_that_reads_another_model_is_another(evaluate, monkeypatch, model):
+    other = deepcopy(model)
+    with torch.no_grad():
+        for weights in other.unet.parameters():
+            weights.mul_(1.1)
+    found = []
+    for one in (model, other):
+        monkeypatch.setitem(globals(), "WHICH", one)
+        table = evaluate({"A": tfkit.PerFrame()}, TASKS[:1], brightness, model=which)
+        assert table.value.equals(
+            evaluate({"A": tfkit.PerFrame()}, TASKS[:1], brightness, model=one).value
+        )
+        found.append(table.value.mean())
+    assert found[0] != found[1]
 
 
 def test_a_damaged_record_is_made_again(evaluate, tmp_path):

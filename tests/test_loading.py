@@ -225,6 +225,7 @@ def test_what_is_no_model_is_refused_in_one_line(name, kind, message):
         ({"device": "gpu"}, r"device='gpu' cannot be used here .*; expected 'cpu', or 'cuda'"),
         ({"device": "cuda:99"}, r"device='cuda:99' cannot be used here"),
         ({"device": 1.5}, r"device='1.5' cannot be used here"),
+        ({"device": "meta"}, r"device='meta' cannot be used here"),
     ],
 )
 def test_what_cannot_run_here_is_refused(pipeline_folder, options, message):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from clips import moving
 
 import tfkit
 from tfkit.__main__ import main
@@ -145,6 +146,10 @@ def test_words_outside_the_menagerie_are_mentioned(video, tmp_path, capsys):
         ({"--output": "{video}"}, "is the video as well; expected another path"),
         ({"--trajectory": "{new}", "--checkpoints": "{new}"}, "is --trajectory as well"),
         ({"--checkpoints": "{full}"}, "is not empty and holds no edit"),
+        ({"--output": "{new}", "--trajectory": "{new}/t"}, "lies in --output"),
+        ({"--trajectory": "{new}/t", "--checkpoints": "{new}"}, "lies in --checkpoints"),
+        ({"--device": "meta"}, "device='meta' cannot be used here"),
+        ({"prompt": "a dog \udcff"}, "is no Unicode"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(video, tmp_path, capsys, unchecked, change, message):
@@ -160,11 +165,19 @@ def test_a_mistake_is_one_line_and_status_2(video, tmp_path, capsys, unchecked, 
     settings |= {k: v.format(**places) for k, v in change.items() if k.startswith("--")}
     before = video.read_bytes()
     words = [word for pair in settings.items() for word in pair]
-    code = main(["edit", change.get("video", str(video)), "a dog", "--quiet", *words])
+    asked = change.get("video", str(video)), change.get("prompt", "a dog")
+    code = main(["edit", *asked, "--quiet", *words])
     said = capsys.readouterr().err.strip()
     assert code == 2
     assert said.count("\n") == 0 and said.startswith("tfkit: error:") and message in said
     assert not list(tmp_path.iterdir()) and video.read_bytes() == before
+
+
+def test_an_image_is_never_replaced_by_the_edit_of_it(tmp_path, capsys):
+    path = tfkit.write_video(tmp_path / "frames", moving(2)) / "0000.png"
+    before = path.read_bytes()
+    assert main(["edit", str(path), "a dog", "--output", str(path.parent)]) == 2
+    assert "lies in --output" in capsys.readouterr().err and path.read_bytes() == before
 
 
 @pytest.mark.parametrize(

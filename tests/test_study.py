@@ -14,7 +14,7 @@ from PIL import Image
 import tfkit
 from tfkit import choices
 from tfkit.choices import Answer, Question, plan
-from tfkit.preferences import effective, fleiss, summarize
+from tfkit.preferences import _wilson, effective, fleiss, summarize
 from tfkit.widgets.study import PreferenceStudy
 
 OURS, THEIRS = "TokenFlow", "per frame"
@@ -356,6 +356,36 @@ def given(rater, question, preferred, repeat=False, seconds=2.0):
     return Answer("now", rater, question, left, right, choice, seconds, repeat)
 
 
+@pytest.mark.parametrize("seconds", ["fast", float("nan"), -1, True])
+def test_seconds_that_are_none_are_refused_and_in_a_file_left_out(file, unchecked, seconds):
+    study = study_of(file)
+    with pytest.raises(ValueError, match=r"seconds=.*: expected a number, 0 or more, or None"):
+        bare(PreferenceStudy.answer)(study, "left", seconds)
+    assert not study.answers
+    study._heard(study, {"trial": 0, "choice": "left", "seconds": seconds, "sent": 1}, [])
+    assert "ValueError" in study.problem and not study.answers
+    study.answer("left", 2)
+    study.answer("right", 3)
+    file.write_text(file.read_text().replace('"seconds": 2', '"seconds": "fast"'))
+    rater = next(iter(study.result().raters.values()))
+    assert (rater.answers, rater.seconds) == (2, 3)
+
+
+def test_two_who_begin_a_file_at_once_both_go_on(file, recwarn):
+    study = study_of(file)
+    header = file.read_text()
+    file.write_text(2 * header)
+    study.answer("left")
+    assert len(choices.read(file, study.question, study._questions)) == 1 and not recwarn.list
+
+
+def test_no_share_lies_outside_its_interval():
+    for n in range(1, 60):
+        for wins in (0, 1, n - 1, n):
+            low, high = _wilson(wins / n, float(n), 0.95)
+            assert low <= wins / n <= high, (wins, n)
+
+
 def test_shares_and_their_intervals():
     answers = [given("Ana", i, OURS if i < 16 else THEIRS) for i in range(20)]
     wilson = summarize(answers, QUESTIONS).rows[0]
@@ -464,9 +494,13 @@ def test_the_table_says_it_all(file):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"interval": "normal"}, "interval='normal': expected"), ({"level": 2.0}, "level=2.0")],
+    [
+        ({"interval": "normal"}, "interval='normal': expected"),
+        ({"level": 2.0}, "level=2.0"),
+        ({"level": "x"}, "level='x'"),
+    ],
 )
-def test_settings_out_of_range_are_refused(options, message):
+def test_settings_out_of_range_are_refused(unchecked, options, message):
     with pytest.raises(ValueError, match=message):
         summarize([given("Ana", 0, OURS)], QUESTIONS, **options)
 

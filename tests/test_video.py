@@ -235,6 +235,8 @@ def test_writing_refuses_frames_and_leaves_no_file(tmp_path, frames, message):
         ("a.mp4", {"fps": "fast"}, r"fps='fast'; expected"),
         ("a.mp4", {"crf": 52}, r"crf=52; expected an integer from 0 \(lossless\) to 51"),
         ("", {}, r"is a folder with other things in it; expected a new path"),
+        ("..", {}, r"does not end in a name; expected that of a video or of a new folder"),
+        (240 * "a" + ".mp4", {}, r"a.mp4' does not end in a name; .* of 241 bytes at most"),
     ],
 )
 def test_writing_refuses_where_and_how(tmp_path, name, arguments, message):

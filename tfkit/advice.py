@@ -254,6 +254,8 @@ def edge_agreement(a: Clip | Tensor, b: Clip | Tensor) -> float:
 
 def _edges(frames: Tensor) -> Tensor:
     grey = frames.mean(1, keepdim=True)
+    h, w = grey.shape[-2:]
+    grey = F.pad(grey, (0, int(w == 1), 0, int(h == 1)), mode="replicate")  # two make a step
     right, down = grey.diff(dim=-1)[..., :-1, :], grey.diff(dim=-2)[..., :-1]
     return F.avg_pool2d((right.square() + down.square()).sqrt(), 3, 1, 1)
 

@@ -14,9 +14,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place when all went well, and vanishes if not.
 
     A folder takes the place of a folder, whole, which has it again if anything comes between; a
-    file never takes that of a folder, and is on the disk before it has its name. Missing parent
-    folders are made.
+    file never takes that of a folder, and is on the disk before it has its name. What a link leads
+    to is replaced, and not the link. Missing parent folders are made.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     temporary, old = (path.with_name(f".{kind}-{mark}-{path.name}") for kind in ("new", "old"))

@@ -9,11 +9,12 @@ import os
 import random
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tfkit.settings import is_whole
+from tfkit.settings import is_finite, is_whole
 
 FORMAT = "tfkit preferences 1"
 SIDES = ("left", "right")
@@ -99,9 +100,9 @@ def begin(path: str | os.PathLike, asked: str, questions: Sequence[Question]) ->
     """
     path = Path(path).expanduser()
     first = (json.dumps(_header(asked, questions), ensure_ascii=False) + "\n").encode()
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, first, os.O_CREAT)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):  # another rater may begin it as well, just now
+        _write(path, first, os.O_CREAT | os.O_EXCL)
         _flush_folder(path.parent)
         return []
     if path.is_dir():
@@ -129,6 +130,8 @@ def _answers(path: Path, held: bytes, asked: str, questions: Sequence[Question])
     _check_header(path, lines[0][1] if lines else None, _header(asked, questions))
     answers: dict[tuple, Answer] = {}
     for n, record in lines[1:]:
+        if record == lines[0][1]:  # two raters began the file at once
+            continue
         answer = _answer(record, questions)
         if answer is None:
             warnings.warn(
@@ -224,6 +227,8 @@ def _check_header(path: Path, header: object, mine: dict) -> None:
 def _answer(record: Any, questions: Sequence[Question]) -> Answer | None:
     try:
         answer = Answer(**record)
+        if answer.seconds is not None and not is_finite(answer.seconds):
+            answer = replace(answer, seconds=None)
         fits = 0 <= answer.question < len(questions) and answer.choice in SIDES
         fits = fits and {answer.left, answer.right} == set(questions[answer.question].methods)
     except TypeError:

@@ -28,8 +28,9 @@ Lazy = tuple[Callable[[], np.ndarray], float]
 
 def read(path: Path) -> Generator[Lazy, None, None]:
     """Yield (function giving the pixels, frames a second) for each frame; ValueError if damaged."""
-    is_images = path.is_dir() or path.suffix.lower() in IMAGES
-    return _read_images(path) if is_images else _read_movie(path)
+    if path.is_dir() or path.suffix.lower() in IMAGES:
+        return _read_images(path)
+    return _read_gif(path) if path.suffix.lower() == ".gif" else _read_movie(path)
 
 
 def _read_images(path: Path) -> Generator[Lazy, None, None]:
@@ -94,34 +95,86 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGBA" if clear else "RGB"))
 
 
+def _read_gif(path: Path) -> Generator[Lazy, None, None]:
+    """By Pillow: ffmpeg takes frames that say no duration for one, and half a file for a whole."""
+    try:
+        with Image.open(path, formats=["GIF"]) as image:
+            times = []  # of each frame, in seconds
+            for i in range(getattr(image, "n_frames", 1)):
+                image.seek(i)
+                times.append(image.info.get("duration", 0) / 1000)
+            fps = _pace(times)
+            if sum(times) and any(abs(time * fps - 1) >= 0.5 for time in times[:-1]):
+                _warn_uneven(path, fps)
+            for i in range(len(times)):
+                image.seek(i)
+                yield partial(np.asarray, _pixels(image)), fps
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a GIF: {error}") from error
+
+
+def _pace(times: list[float]) -> float:
+    """Frames a second, of how long each is shown in hundredths; the last may be held for longer.
+
+    A whole number where the hundredths leave that open.
+    """
+    rest = times[:-1] or times
+    told = rest if times[-1] > 1.5 * max(rest) else times
+    if not sum(told):
+        return DEFAULT_FPS
+    fps = len(told) / sum(told)
+    whole = max(round(fps), 1)
+    return float(whole) if abs(len(told) / whole - sum(told)) < 0.011 else fps
+
+
+def _warn_uneven(path: Path, fps: float) -> None:
+    warnings.warn(
+        f"{str(path)!r} shows its frames for unequal times; they are taken one by one, as if there "
+        f"were {fps:g} in every second. To keep its pace, give the video a constant rate first: "
+        "ffmpeg -i in.mp4 -vf fps=25 out.mp4",
+        stacklevel=3,
+    )
+
+
 def _read_movie(path: Path) -> Generator[Lazy, None, None]:
-    even = True
+    even, frames, end = True, 0, 0.0
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             # ffmpeg draws text files as a terminal would, which nobody means here
             if not container.streams.video or container.format.name == "tty":
                 raise ValueError(f"{str(path)!r} has no video in it; expected a video or a GIF")
             stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
+            stream.thread_type = "SLICE"  # threads that take a frame each keep errors to themselves
             fps = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
             aspect = stream.sample_aspect_ratio
             before: float | None = None
             for frame in container.decode(stream):
                 if even and not _in_step(before, frame.time, fps):
                     even = False
-                    warnings.warn(
-                        f"{str(path)!r} shows its frames for unequal times; they are taken one by "
-                        f"one, as if there were {fps:g} in every second. To keep its pace, give "
-                        "the video a constant rate first: ffmpeg -i in.mp4 -vf fps=25 out.mp4",
-                        stacklevel=2,
-                    )
-                before = frame.time
+                    _warn_uneven(path, fps)
+                before, frames, end = frame.time, frames + 1, (frame.time or 0) + 1 / fps
                 yield partial(_decoded, frame, aspect), fps
+            said = _seconds(stream)
+            if frames and said - end > max(1.5 / fps, said / 50):
+                warnings.warn(
+                    f"{str(path)!r} says that it has {said:.2f} s of video, and its {frames} "
+                    f"frames end at {end:.2f} s: it seems to be cut off",
+                    stacklevel=2,
+                )
     except av.error.FFmpegError as error:
         raise ValueError(
             f"{str(path)!r} cannot be decoded ({error.strerror}); "
             "is it a video, and complete and undamaged?"
         ) from error
+
+
+def _seconds(stream: av.VideoStream) -> float:
+    """How long a file says that its video is, from its start; 0 where it does not."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
+    found = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
+    hours, minutes, seconds = map(float, found.groups()) if found else (0.0, 0.0, 0.0)
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def _in_step(before: float | None, now: float | None, fps: float) -> bool:

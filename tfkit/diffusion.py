@@ -106,7 +106,7 @@ class LatentDiffusion:
         """The text encoder's last hidden states. Warns where the prompt is longer than it reads.
 
         SDXL: both encoders' last but one, (1, 77, d), and their pooled embedding as one more row.
-        Raises ValueError for anything but a string, NonFiniteError where the encoder overflows.
+        Raises ValueError for anything but a text, NonFiniteError where the encoder overflows.
         """
         if not isinstance(prompt, str):
             raise ValueError(f"prompt={prompt!r}: expected a string")

@@ -67,12 +67,18 @@ class EditState:
 
     @property
     def latents(self) -> Float[Tensor, "f c h w"]:
-        """Those of every frame after the last step taken, or those it began from."""
+        """Those of every frame after the last step taken, or those it began from.
+
+        Its own, which branches share: clone them before you write into them.
+        """
         return self._past.latents
 
     @property
     def noise(self) -> Float[Tensor, "f c h w"]:
-        """The noise predicted in the last step taken. ValueError before the first."""
+        """The noise predicted in the last step taken, as own as ``latents``.
+
+        Raises ValueError before the first.
+        """
         return self._past.noise
 
     @property

@@ -91,8 +91,9 @@ def evaluate(
     folder: keeps each edit's numbers as they come. Called again, only what is missing there is
     computed: what was killed, what failed, and whatever is asked for with other settings, other
     pixels, other weights, other code of yours or another version of tfkit, which is never mixed
-    with what was there. (Code that yours calls is not looked at.) A kill costs the edit that was
-    running, and its clip's inversion. Workers on other machines must see the folder too.
+    with what was there. (Numbers, text, tensors and models that your code reads as globals count;
+    functions that it calls are not looked at.) A kill costs the edit that was running, and its
+    clip's inversion. Workers on other machines must see the folder too.
 
     n_jobs: how many clips at once, by default what `joblib.parallel_config` says, or one. Threads
     take turns with a model; processes have one each.

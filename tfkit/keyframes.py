@@ -126,7 +126,7 @@ def check_keyframes(keyframes: Indices, frames: int, steps: int) -> Int[Tensor, 
             f"keyframes={keyframes!r}: expected whole numbers (steps, k) or (k,), every step with "
             "as many"
         ) from None
-    whole = not rows.is_floating_point() and rows.dtype != torch.bool
+    whole = not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
     if not whole or rows.ndim not in (1, 2) or not rows.numel():
         raise ValueError(
             f"keyframes of shape {tuple(rows.shape)} and {rows.dtype}: expected whole numbers "

@@ -96,7 +96,7 @@ def load_controlnet(
 def _device(device: str | torch.device | None) -> torch.device:
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" holds no values
     except (RuntimeError, AssertionError, TypeError) as error:  # unknown; or not there
         raise ValueError(
             f"device={str(device)!r} cannot be used here ({in_a_line(error)}); expected 'cpu', or "

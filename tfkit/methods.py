@@ -86,7 +86,8 @@ def inverted(source: Trajectory, t: int | None) -> Tensor:
 def fresh(source: Trajectory, seed: int) -> Tensor:
     """One draw of noise for all frames (1, 4, h, w), the same on every device."""
     shape, generator = source.clean[:1].shape, torch.Generator().manual_seed(int(seed))
-    return torch.randn(shape, generator=generator).to(source.clean)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32)  # whatever the default is
+    return noise.to(source.clean)
 
 
 @dataclass(frozen=True)

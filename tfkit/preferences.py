@@ -10,7 +10,7 @@ from statistics import NormalDist, median
 
 from tfkit.choices import Answer, Question
 from tfkit.intervals import bootstrap
-from tfkit.settings import check_choice
+from tfkit.settings import check_choice, is_finite
 
 INTERVALS = ("exact", "wilson", "bootstrap")
 
@@ -138,7 +138,7 @@ def summarize(
     Raises ValueError where there are no answers, or for settings out of range.
     """
     check_choice("interval", interval, INTERVALS)
-    if not 0 < level < 1:
+    if not is_finite(level) or not 0 < level < 1:
         raise ValueError(f"level={level!r}: expected a share between 0 and 1, such as 0.95")
     answers = list(answers)
     counted = [answer for answer in answers if not answer.repeat]
@@ -196,7 +196,7 @@ def _wilson(share: float, n: float, level: float) -> tuple[float, float]:
     middle = share + z2 / (2 * n)
     reach = sqrt(z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2)
     low, high = ((middle + way * reach) / (1 + z2 / n) for way in (-1, 1))
-    return max(0.0, low), min(1.0, high)
+    return max(0.0, min(low, share)), min(1.0, max(high, share))  # which rounding may cross
 
 
 def _exact(share: float, n: float, level: float) -> tuple[float, float]:

@@ -18,8 +18,15 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 def token_ids(tokenizer: CLIPTokenizer, prompt: str) -> tuple[Tensor, str]:
     """Token ids (1, l), and the end of the prompt that is beyond them: "" where nothing is.
 
-    A learned embedding of several vectors counts as that many tokens, as diffusers has it.
+    A learned embedding of several vectors counts as that many tokens, as diffusers has it. Raises
+    ValueError for what is no text in Unicode, as bytes in another encoding come from a terminal.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"prompt={prompt!r} is no Unicode ({error.reason}); expected UTF-8"
+        ) from None
     prompt = TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer)
     length = tokenizer.model_max_length
     ids = tokenizer(

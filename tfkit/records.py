@@ -4,6 +4,7 @@ A record is a small JSON file that appears whole or not at all. Its name is a di
 whatever was made with other settings has another name and is never taken for it.
 """
 
+import dis
 import functools
 import hashlib
 import json
@@ -38,8 +39,9 @@ def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
 
     Of tensors a digest; of modules the class, the layers, the weights and what is set beside them;
     of objects the class and what they hold; of functions and classes of the user's own the code,
-    defaults and closure (but not what they call or read from outside), so that a changed one is
-    another one. tfkit's own are told by name: its version stands for their code.
+    defaults, closure and what they read of their module's plain data and models (but not what they
+    call), so that a changed one is another one. tfkit's own are told by name: its version stands
+    for their code.
     Raises ValueError for what has nothing to be known by, such as an open file.
     """
     if value is None or isinstance(value, bool | int | float | str):
@@ -134,6 +136,7 @@ def _of_function(function: FunctionType, known: Callable[[object], Any]) -> Any:
         "code": _code(function.__code__),
         "defaults": known([function.__defaults__, function.__kwdefaults__]),
         "closure": known(_contents(function)),
+        "globals": _globals(function, known),
     }
 
 
@@ -151,8 +154,24 @@ def _of_class(kind: type, known: Callable[[object], Any]) -> Any:
                 beside = *(member.__defaults__ or ()), *_contents(member)
                 beside += tuple((member.__kwdefaults__ or {}).values())
                 fixed = _plain_of({f"_{i}": of for i, of in enumerate(beside)}, known)
-                code[name] = [_code(member.__code__), fixed]
+                code[name] = [_code(member.__code__), fixed, _globals(member, known)]
     return {"name": kind.__qualname__, "code": code}
+
+
+def _globals(function: FunctionType, known: Callable[[object], Any]) -> dict[str, Any]:
+    """The plain data and the models that a function reads under names of its module."""
+    there = function.__globals__
+    read = {name: there[name] for name in _names(function.__code__) if name in there}
+    models = {k: v for k, v in read.items() if callable(getattr(v, "fingerprint", None))}
+    models = {k: v for k, v in models.items() if not isinstance(v, type)}
+    return _plain_of(read, known) | {name: known(model) for name, model in models.items()}
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names of its module that code reads, and code inside it."""
+    found = {at.argval for at in dis.get_instructions(code) if at.opname == "LOAD_GLOBAL"}
+    inner = (value for value in code.co_consts if isinstance(value, CodeType))
+    return found.union(*map(_names, inner))
 
 
 def _contents(function: FunctionType) -> list[Any]:

@@ -89,7 +89,8 @@ def generate(
     own = model.sample_size
     size = (own, own) if size is None else target_size(size, own, own)
     shape = (len(prompts), 4, *model.grid(*size))
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    dice = torch.Generator().manual_seed(seed)
+    noise = torch.randn(shape, generator=dice, dtype=torch.float32)  # whatever the default is
     text = torch.cat([model.embed(prompt) for prompt in prompts])
     empty = model.embed(negative_prompt)
 

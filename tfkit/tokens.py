@@ -58,7 +58,7 @@ class Noised:
         t = self.timestep(t)
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.ensemble, 1, *self.clean.shape[1:])
-        noise = torch.randn(shape, generator=generator).to(self.clean)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(self.clean)
         draws = with_noise(self.clean, noise, self.alphas[t].to(self.clean))
         return rearrange(draws, "e f c h w -> (e f) c h w")
 

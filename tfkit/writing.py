@@ -20,6 +20,7 @@ from tfkit.settings import check_path
 from tfkit.video import Clip, as_frames, rate_of, size_of, to_uint8
 
 MOVIES = (".mp4", ".mov", ".mkv", ".m4v")
+_LONGEST = 255 - len(".new-01234567-")  # bytes of a name, beside which there is a temporary one
 _STALE = 3600  # seconds after which an unfinished video is nobody's any more
 _NUMBERED = re.compile(r"\d{4,}\.png")
 
@@ -43,8 +44,9 @@ def write_video(
     path = check_output(path)
     suffix = path.suffix.lower()
     fps, pixels = _to_write(frames, fps, crf)
+    place = path.resolve()  # where a link leads to
     for kind in ("new", "old"):
-        for rest in left_over(path.parent, glob.escape(path.name), age=_STALE, kind=kind):
+        for rest in left_over(place.parent, glob.escape(place.name), age=_STALE, kind=kind):
             with suppress(OSError):  # somebody else's
                 remove(rest)
     with replacing(path) as temporary:
@@ -61,6 +63,11 @@ def check_output(path: str | os.PathLike) -> Path:
     """The path if `write_video` can write there; ValueError if not. For asking before long work."""
     path = check_path("path", path)
     suffix = path.suffix.lower()
+    if path.name in ("", "..") or len(os.fsencode(path.name)) > _LONGEST:
+        raise ValueError(
+            f"{str(path)!r} does not end in a name; expected that of a video or of a new folder, "
+            f"of {_LONGEST} bytes at most"
+        )
     if suffix not in (*MOVIES, ".gif", ""):
         raise ValueError(
             f"{str(path)!r} ends in {suffix!r}; expected {', '.join(MOVIES)}, .gif, "

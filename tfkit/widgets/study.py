@@ -23,7 +23,7 @@ from tfkit.choices import SIDES, Answer, Question, Trial
 from tfkit.codec import DEFAULT_FPS
 from tfkit.plots import Sheet
 from tfkit.preferences import Preferences, summarize
-from tfkit.settings import check_path, check_seed, check_text
+from tfkit.settings import check_path, check_seed, check_text, is_finite
 from tfkit.video import Clip, rate_of, to_uint8
 from tfkit.widgets import films, page
 from tfkit.widgets.twin import Twin
@@ -100,11 +100,14 @@ class PreferenceStudy(Twin, anywidget.AnyWidget):
     def answer(self, choice: str, seconds: float | int | None = None) -> None:
         """Record "left" or "right" for the pair that is shown, and go on to the next.
 
-        It is on the disk when this returns. Raises ValueError for another word or where all
+        seconds: from the first picture to the choice, where that is known. It is on the disk when
+        this returns. Raises ValueError for another word, for seconds that are none and where all
         questions are answered, OSError where the file cannot be written: then nothing has changed.
         """
         if choice not in SIDES:
             raise ValueError(f"choice={choice!r}: expected 'left' or 'right'")
+        if seconds is not None and (not is_finite(seconds) or seconds < 0):
+            raise ValueError(f"seconds={seconds!r}: expected a number, 0 or more, or None")
         if not self._left:
             raise ValueError(f"all {self.total} questions are answered; see .result()")
         trial, now = self._left[0], datetime.now(timezone.utc).isoformat(timespec="milliseconds")
