@@ -96,6 +96,8 @@ def run_edit(args: argparse.Namespace) -> None:
     output = args.output or Path(f"{Path(args.video).stem}-edited.mp4")
     places = {"--trajectory": args.trajectory, "--checkpoints": args.checkpoints}
     _check_apart({"the video": args.video, "--output": check_output(output)} | places)
+    _check_outside("--output", output, {"the video": args.video} | places)
+    _check_outside("--checkpoints", args.checkpoints, {"--trajectory": args.trajectory})
     for name, kind in (("--trajectory", "trajectory"), ("--checkpoints", "edit")):
         if places[name] is not None:
             check_folder(places[name], kind)
@@ -169,6 +171,17 @@ def _check_apart(paths: dict[str, str | Path | None]) -> None:
             raise ValueError(f"{name} {str(path)!r} is {other} as well; expected another path")
 
 
+def _check_outside(name: str, folder: Path | None, paths: dict[str, str | Path | None]) -> None:
+    """Raises ValueError where something lies in a folder that is to hold one thing alone."""
+    place = None if folder is None else folder.expanduser().resolve()
+    for other, path in paths.items():
+        if path is not None and place in Path(path).expanduser().resolve().parents:
+            raise ValueError(
+                f"{other} {str(path)!r} lies in {name} {str(folder)!r}, which is to hold nothing "
+                "else; expected another path"
+            )
+
+
 def _say(notes: Iterable[str]) -> None:
     for note in notes:
         print(f"note: {note}")
@@ -182,17 +195,19 @@ def run_tables(args: argparse.Namespace) -> None:
     from tfkit.loading import load
 
     made_with = {name: getattr(args, name) for name in ("clips", "frames", "prompts", "steps")}
+    load(device="cpu").timesteps(args.steps)  # says what is wrong with them before hours of work
     chosen: dict[str, Any] = {
         "model": functools.partial(load, device=args.device, dtype=torch.float32)
     }
     if args.only:
-        unknown = [name for name in args.only if name not in tables.CONTENDERS]
+        named = tables.CONTENDERS | tables.FURTHER
+        unknown = [name for name in args.only if name not in named]
         if unknown or args.output is None:
             raise ValueError(
                 f"--only {', '.join(map(repr, args.only))}: expected an --output, and some of "
-                + ", ".join(map(repr, tables.CONTENDERS))
+                + ", ".join(map(repr, named))
             )
-        some = {name: tables.CONTENDERS[name] for name in args.only}
+        some = {name: named[name] for name in args.only}
         chosen |= {"contenders": some, "rebuilt": {}}
     table = tables.measure(**made_with, **chosen, folder=args.folder, n_jobs=args.workers)
     machine = readings.machine(args.device)
