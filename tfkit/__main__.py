@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     every.add_argument("--clips", type=int, default=24, help="of the benchmark's 24")
     every.add_argument("--frames", type=int, default=8, help="of each (8)")
     every.add_argument("--prompts", type=int, default=3, help="of each clip's three")
-    every.add_argument("--steps", type=int, default=16, help="of inversion and edit (16)")
+    every.add_argument("--steps", type=int, default=10, help="of inversion and edit (10)")
     every.add_argument("--workers", type=int, default=1, help="clips at once (1)")
     every.add_argument("--device", default="cpu", help="where the edits are made, in float32 (cpu)")
     every.add_argument(

@@ -1,7 +1,7 @@
 """Tables in files, with all they were made with, and what is read off them.
 
 Two lie beside this module, both made by ``python -m tfkit tables``: of all contenders in 10 steps,
-and of eight of them in the paper's 50 (``--steps 50 --prompts 1 --only ...``).
+and of some of them in the paper's 50 (``--steps 50 --prompts 1 --only ...``).
 """
 
 import json
