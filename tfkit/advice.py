@@ -213,7 +213,8 @@ def examine(source: Clip | Tensor, edited: Clip | Tensor) -> list[str]:
 
     source: the video's frames, or better what the autoencoder makes of them; edited: as many, of
     one size, (f, 3, h, w). By PSNR, and by how far the edges of both coincide
-    (:func:`edge_agreement`).
+    (:func:`edge_agreement`): from ``SAME`` dB on it is almost the source, and below ``LOST`` its
+    structure is lost, both found on the menagerie. Raises ValueError for other shapes.
     """
     level, edges = psnr(edited, source), edge_agreement(edited, source)
     if level >= SAME:

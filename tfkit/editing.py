@@ -18,10 +18,11 @@ from tfkit.trajectory import Trajectory
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """An edited video: latents (f, 4, h, w), frames (f, 3, H, W) at the source's own size.
+    """An edited video: latents (f, 4, h, w), frames (f, 3, H, W) in [0, 1].
 
-    keyframes: (steps, k) at each of the source's timesteps, also those that SDEdit leaves out; None
-    where the propagation has none.
+    frames are of the source's own size. keyframes: (steps, k) at each of the source's timesteps,
+    also those that SDEdit leaves out; None where the propagation has none. prompt: what it was
+    edited towards.
     """
 
     latents: Float[Tensor, "f c h w"]
@@ -57,8 +58,9 @@ def edit(
     in a pass, times up to three branches; it changes speed and memory, not the result. folder:
     where each step is kept; a run that was killed goes on there.
     Of the source, what TokenFlow and the method read is kept (``source.cache``, within its budget),
-    so another edit with the same keyframes takes two thirds of the passes. All frames come back
-    at once; for long videos, take an EditSession: ``run`` it and ``stream`` the frames to a file.
+    so another edit with the same keyframes takes 2 passes a frame and 1 a keyframe in place of 3 a
+    frame: 0.71 of them at an interval of 8. All frames come back at once; for long videos, take an
+    EditSession: ``run`` it and ``stream`` the frames to a file.
     Raises ValueError for settings out of range or that do not fit the model or the clip and for a
     folder that belongs to something else; NonFiniteError where the model overflows, MemoryError
     where memory runs out even with batch=1. The model is left exactly as it was.

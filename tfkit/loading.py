@@ -41,7 +41,7 @@ def load(
     """Loads the menagerie, a local folder or a hub id in Stable Diffusion's layout.
 
     device: the GPU where there is one. dtype: float16 there, float32 on the CPU; the VAE stays in
-    float32 beside a half-precision UNet, because Stable Diffusion's overflows in float16.
+    float32 beside a half-precision UNet, because Stable Diffusion's, XL's above all, can overflow.
     Raises FileNotFoundError where nothing is found, ValueError for pickled or damaged weights and
     for models that are no Stable Diffusion 1.x, 2.x, 2 depth or XL.
     """

@@ -122,7 +122,8 @@ class SDEdit(Plain):
     Of the source's trajectory the last ``round(start * steps)`` steps are sampled anew: all of them
     from 1, none from 0, which gives back the source's own latents. noise: "inverted" starts from
     the trajectory's latents, "fresh" puts noise on the clean ones, one draw of ``seed`` for all
-    frames. (The noisiest level still has a trace of the source, sqrt(alpha) of it.)
+    frames. (The noisiest level still has a trace of the source, sqrt(alpha) of it.) Raises
+    ValueError for settings out of range.
     """
 
     start: float | int = 0.6
@@ -148,7 +149,8 @@ class PlugAndPlay(Plain):
     """Injects the source's features into the edited branches (Tumanyan et al. 2023).
 
     attention: share of the steps in which queries and keys of the decoder's self-attention are the
-    source's; convolution: share in which one residual block's output is. Both in [0, 1].
+    source's; convolution: share in which the output of one residual block's second convolution is,
+    before its skip connection is added. Both in [0, 1]. Raises ValueError for shares beyond that.
 
     The places are the paper's, named by structure: of the first decoder block with self-attention
     the second residual block and the attention from the second on, and all attention after it. In

@@ -98,7 +98,11 @@ class TokenPCA:
     def to_rgb(self, tokens: Mapping[Any, Tensor]) -> dict[Any, Tensor]: ...
 
     def to_rgb(self, tokens: Tokens) -> Tokens:
-        """Colours in [0, 1]: each component between its 1st and 99th percentile of the fit."""
+        """Colours (..., components) in [0, 1], of tokens (..., d) or of each value of a mapping.
+
+        Each component lies between its 1st and 99th percentile of the fit, and is clamped there.
+        Raises ValueError before the fit and for tokens of another width.
+        """
         if isinstance(tokens, Mapping):
             return {name: self.to_rgb(value) for name, value in tokens.items()}
         scores = self.transform(tokens)

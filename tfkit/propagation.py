@@ -61,7 +61,7 @@ class ExtendedAttention:
     keyframes attend to each other, then the other frames to the keyframes, a batch at a time: the
     paper's ablation of TokenFlow (section 5.3). keyframes: "random" in each interval at every step,
     or "fixed" in the middles. window: to how many keyframes a frame attends where there are more:
-    see :class:`TokenFlow`.
+    see :class:`TokenFlow`. Raises ValueError for settings out of range.
     """
 
     interval: int | None = None
@@ -155,7 +155,8 @@ class TokenFlow:
     keyframes: "random" in each interval at every step, or "fixed" in the middles. window: where
     there are more keyframes than so many, each attends to that many: those near it, and a few
     anchors spread over the clip (:func:`tfkit.keyframes.key_blocks`), so that time and memory grow
-    no faster than the clip; None: to all, however many.
+    no faster than the clip; None: to all, however many. Raises ValueError for settings out of
+    range.
     """
 
     interval: int = 8

@@ -74,7 +74,7 @@ def generate(
     batch: int = 8,
     progress: bool = True,
 ) -> Float[Tensor, "n 3 h w"]:
-    """One picture for each prompt, sampled with DDIM and classifier-free guidance.
+    """One picture in [0, 1] for each prompt, by DDIM and classifier-free guidance.
 
     size: (height, width) in pixels, or the side of a square; by default the model's own. Each has
     noise of its own, drawn from ``seed`` on the CPU, so it is the same on every device and in every

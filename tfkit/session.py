@@ -35,8 +35,9 @@ from tfkit.trajectory import Trajectory
 class EditSession(EditState):
     """An edit that can be stepped through.
 
-    Its settings are those of :func:`tfkit.edit`, which is a session run to its end. views: the
-    frames and fields that were looked at, of its branches too; looking again computes nothing.
+    Its settings and errors are those of :func:`tfkit.edit`, which is a session run to its end.
+    views: the frames and fields that were looked at, of its branches too; looking again computes
+    nothing.
     """
 
     def __init__(

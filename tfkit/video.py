@@ -40,7 +40,7 @@ class Clip:
 
     `len(clip)` counts frames, `clip[i]` is one frame (3, h, w), `clip[a:b]` a clip whose truth is
     sliced along. With a step (`clip[::2]`) flow and visible are dropped, for they hold between
-    neighbours only, and fps is divided by the step.
+    neighbours only, and fps is divided by the step. Raises ValueError for shapes that do not fit.
     """
 
     frames: Float[Tensor, "f 3 h w"]
