@@ -117,6 +117,13 @@ def test_colours_may_change_and_edges_must_stay(fox):
     assert edge_agreement(fox, fox) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("side", [(1, 9), (9, 1), (1, 1)])
+def test_a_side_of_one_pixel_has_edges_too(side):
+    frames = torch.rand(2, 3, *side)
+    assert examine(frames, frames)
+    assert side == (1, 1) or edge_agreement(frames, frames) == pytest.approx(1)
+
+
 @pytest.mark.slow
 def test_real_edits_are_judged_as_they_look(menagerie, fox):
     source = tfkit.invert(menagerie, fox, fox.caption, steps=10, **QUIET)

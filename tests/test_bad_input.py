@@ -151,6 +151,10 @@ EDIT = {
         lambda m, s, d: tfkit.edit(m, s, "a dog", keyframes=[0.5]),
         r"keyframes .*float32: expected whole numbers",
     ),
+    "keyframes complex": (
+        lambda m, s, d: tfkit.edit(m, s, "a dog", keyframes=[1j]),
+        r"keyframes .*complex64: expected whole numbers",
+    ),
     "no keyframes": (
         lambda m, s, d: tfkit.edit(m, s, "a dog", keyframes=[]),
         r"keyframes .*\(0,\).*expected whole numbers",

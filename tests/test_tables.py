@@ -145,7 +145,10 @@ def test_some_methods_alone_are_measured_on_demand(tmp_path, capsys):
     assert "expected an --output" in capsys.readouterr().err
     assert main([*command, "nothing", "--output", str(tmp_path / "t.csv")]) == 2
     assert "some of 'PnP, per frame', 'PnP, first frame'" in capsys.readouterr().err
-    assert main([*command, "--output", str(tmp_path / "t.csv")]) == 0
+    output = ["--output", str(tmp_path / "t.csv")]
+    assert main([*command, "--steps", "2000", *output]) == 2 and not (tmp_path / "kept").exists()
+    assert "steps=2000: expected" in capsys.readouterr().err
+    assert main([*command, *output]) == 0
     table, about = readings.read_table(tmp_path / "t.csv")
     assert set(table.method) == {"PnP, per frame", *tables.BOUNDS} and about["steps"] == 2
 
