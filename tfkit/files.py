@@ -115,8 +115,8 @@ def claimed(
     path.mkdir(parents=True, exist_ok=True)
     with _held(path):  # before a look at it: another process may have just begun there
         _check_place(path, kind, origin, names, unsaid)
-        for kind_of in ("json", "safetensors"):  # other things may be being written beside
-            for file in left_over(path, f"*.{kind_of}"):
+        for ending in ("json", "safetensors"):  # others may be writing other things here
+            for file in left_over(path, f"*.{ending}"):
                 file.unlink()
         if not (path / manifest).exists():
             says = {**origin, **(beside or {})}

@@ -58,7 +58,7 @@ def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
         return own | {"weights": known(value.state_dict()), "beside": beside}
     if isinstance(value, type):
         return _of_class(value, known)
-    if callable(getattr(value, "fingerprint", None)):
+    if _has_fingerprint(value):
         return {"class": _name(type(value)), "fingerprint": value.fingerprint()}
     if isinstance(value, Mapping):
         return {str(name): known(item) for name, item in value.items()}
@@ -120,6 +120,11 @@ def open_folder(path: str | Path) -> Path:
     return folder
 
 
+def _has_fingerprint(value: object) -> bool:
+    """Whether it is a model, or something else that says what it is itself; no class is."""
+    return callable(getattr(value, "fingerprint", None)) and not isinstance(value, type)
+
+
 def _name(kind: type | FunctionType) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
@@ -162,9 +167,8 @@ def _globals(function: FunctionType, known: Callable[[object], Any]) -> dict[str
     """The plain data and the models that a function reads under names of its module."""
     there = function.__globals__
     read = {name: there[name] for name in _names(function.__code__) if name in there}
-    models = {k: v for k, v in read.items() if callable(getattr(v, "fingerprint", None))}
-    models = {k: v for k, v in models.items() if not isinstance(v, type)}
-    return _plain_of(read, known) | {name: known(model) for name, model in models.items()}
+    models = {name: known(of) for name, of in read.items() if _has_fingerprint(of)}
+    return _plain_of(read, known) | models
 
 
 def _names(code: CodeType) -> set[str]:
