@@ -10,8 +10,8 @@ import torch
 from clips import decibels, moving
 from PIL import Image
 
-from tfkit.reading import read_video
 from tfkit.video import Clip, to_uint8, video_bytes
+from tfkit.video_file import read_video
 from tfkit.writing import write_video
 
 
@@ -94,10 +94,9 @@ def test_encoding_repeats_byte_by_byte(tmp_path):
         assert write_video(tmp_path / name, clip).read_bytes() == first
 
 
-def turned(path, degrees):
-    """Mark an mp4 as turned: the matrix of its track header, as phones do it."""
-    a, b = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
-    matrix = np.array([[a, b, 0], [-b, a, 0], [0, 0, 1]], float)
+def marked(path, a, b, c, d):
+    """Give an mp4 a display matrix in its track header, as phones do it."""
+    matrix = np.array([[a, b, 0], [c, d, 0], [0, 0, 1]], float)
     fixed = (matrix * [2**16, 2**16, 2**30]).astype(">i4").tobytes()
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40
@@ -110,9 +109,25 @@ def test_a_phones_rotation_is_honoured(tmp_path, degrees):
     corner = torch.zeros(2, 3, 32, 48)
     corner[..., :16, :24] = 1  # upper left
     path = write_video(tmp_path / "a.mp4", corner)
-    turned(path, degrees)
+    a, b = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    marked(path, a, b, -b, a)
     expected = torch.rot90(corner, -degrees // 90, (2, 3))  # clockwise, as the matrix says
     assert decibels(read_video(path).frames, expected) > 25
+
+
+@pytest.mark.parametrize("a", [-1, 1])
+@pytest.mark.parametrize("d", [-1, 1])
+@pytest.mark.parametrize("across", [False, True])
+def test_a_mirrored_picture_is_shown_as_players_show_it(tmp_path, a, d, across):
+    """As front cameras may mark it: a pixel at (x, y) is shown at (ax + cy, bx + dy)."""
+    picture = torch.zeros(2, 3, 32, 48)
+    picture[:, 0, :16, :24], picture[:, 1, :16, 24:], picture[:, 2, 16:, :24] = 1, 1, 1
+    path = write_video(tmp_path / "a.mp4", picture)
+    plain = read_video(path).frames
+    marked(path, *((0, d, a, 0) if across else (a, 0, 0, d)))
+    expected = plain.transpose(2, 3) if across else plain
+    expected = expected.flip([side for side, way in ((3, a), (2, d)) if way < 0])
+    assert torch.equal(read_video(path).frames, expected)
 
 
 def test_images_come_in_natural_order_and_junk_is_passed_over(tmp_path):

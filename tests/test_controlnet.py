@@ -22,7 +22,7 @@ import tfkit
 from tfkit import finding, loading
 from tfkit.control import check_beside
 from tfkit.menagerie.recipe.controlnet import from_unet
-from tfkit.reading import VideoFile
+from tfkit.video_file import VideoFile
 from tfkit.records import key_of
 from tfkit.sampling import ddim_step
 from tfkit.swapping import rebuild

@@ -12,8 +12,8 @@ from tfkit import plots
 from tfkit.lettering import FONT, lines_of
 from tfkit.menagerie import film
 from tfkit.plots import PALE, contact_sheet, save, side_by_side, with_slices, xt_slice, xt_slices
-from tfkit.reading import read_video
 from tfkit.video import Clip, resize
+from tfkit.video_file import read_video
 from tfkit.writing import write_video
 
 CLIPS = {"source": Clip(moving(12)), "an edit of it": moving(12).flip(1)}

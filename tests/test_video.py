@@ -8,9 +8,9 @@ import pytest
 import torch
 from clips import bare, decibels, moving
 
-from tfkit import reading, writing
-from tfkit.reading import read_video
+from tfkit import video_file, writing
 from tfkit.video import Clip, resize, show, to_uint8, video_bytes
+from tfkit.video_file import read_video
 from tfkit.writing import write_video
 
 
@@ -138,8 +138,8 @@ def test_start_and_frames_choose_and_too_many_gives_what_there_is(tmp_path):
 
 def test_decoding_stops_when_there_is_enough(tmp_path, monkeypatch):
     taken = []
-    unit = reading._unit
-    monkeypatch.setattr(reading, "_unit", lambda pixels: taken.append(1) or unit(pixels))
+    unit = video_file._unit
+    monkeypatch.setattr(video_file, "_unit", lambda pixels: taken.append(1) or unit(pixels))
     path = write_video(tmp_path / "a.mp4", moving())
     assert len(read_video(path, start=1, frames=2)) == len(taken) == 2
 
@@ -148,8 +148,8 @@ def test_reading_stops_before_memory_is_full(tmp_path, monkeypatch):
     """The next frames would have fitted, but what lets others live is not taken."""
     path, frame = write_video(tmp_path / "long.mp4", torch.rand(40, 3, 16, 32)), 3 * 16 * 32 * 4
     left = iter([2 * 16 * frame, 2 * frame + 16 * frame - 1])
-    monkeypatch.setattr(reading, "LOOK", 16 * frame)
-    monkeypatch.setattr(reading, "available_memory", lambda device: next(left))
+    monkeypatch.setattr(video_file, "LOOK", 16 * frame)
+    monkeypatch.setattr(video_file, "available_memory", lambda device: next(left))
     with pytest.raises(MemoryError, match=r"32 frames of 32 x 16 of .* take .*open_video"):
         read_video(path)
     assert len(read_video(path, frames=15)) == 15  # too few to look
@@ -261,7 +261,7 @@ def test_truth_of_another_length_is_refused(name):
 def test_an_opened_video_is_found_wherever_the_process_goes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_video("v.mp4", torch.rand(2, 3, 16, 16))
-    video = reading.open_video("v.mp4")
+    video = video_file.open_video("v.mp4")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert sum(len(chunk) for chunk in video.chunks(1)) == 2

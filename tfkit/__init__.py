@@ -18,12 +18,12 @@ from tfkit.overflow import NonFiniteError
 from tfkit.pca import TokenPCA
 from tfkit.preparation import Preparation
 from tfkit.propagation import ExtendedAttention, FirstFrame, PerFrame, TokenFlow
-from tfkit.reading import VideoFile, open_video, read_video
 from tfkit.sampling import generate
 from tfkit.session import EditSession
 from tfkit.tokens import extract_tokens
 from tfkit.trajectory import Trajectory, open_trajectory
 from tfkit.video import Clip
+from tfkit.video_file import VideoFile, open_video, read_video
 from tfkit.writing import write_video
 
 __version__ = "0.1.0"

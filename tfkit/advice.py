@@ -22,12 +22,12 @@ from tfkit.metrics import psnr
 from tfkit.passes import Plan
 from tfkit.propagation import TokenFlow
 from tfkit.protocols import Propagation
-from tfkit.reading import VideoFile
 from tfkit.session import EditSession
 from tfkit.settings import check_whole
 from tfkit.source_cache import BUDGET
 from tfkit.trajectory import CLEAN, Trajectory
 from tfkit.video import Clip, as_frames, size_of
+from tfkit.video_file import VideoFile
 
 MIB = 2**20
 Room = dict[str, Any]  # what of memory() an edit's surroundings decide

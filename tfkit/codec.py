@@ -11,6 +11,7 @@ from fractions import Fraction
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -22,6 +23,7 @@ DEFAULT_FPS = 8.0
 _SUBFILE = 254  # TIFF's tag NewSubfileType; its first bit: a reduced version of another image
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
+Turn = tuple[int, int, int, int]  # (a, b, c, d) of a display matrix
 # A decoded frame is converted only if it is wanted: frames before `start` are merely counted.
 Lazy = tuple[Callable[[], np.ndarray], float]
 
@@ -137,7 +139,7 @@ def _warn_uneven(path: Path, fps: float) -> None:
 
 
 def _read_movie(path: Path) -> Generator[Lazy, None, None]:
-    even, frames, end = True, 0, 0.0
+    even, frames, end, turn = True, 0, 0.0, (1, 0, 0, 1)
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             # ffmpeg draws text files as a terminal would, which nobody means here
@@ -152,8 +154,9 @@ def _read_movie(path: Path) -> Generator[Lazy, None, None]:
                 if even and not _in_step(before, frame.time, fps):
                     even = False
                     _warn_uneven(path, fps)
+                turn = turn if frames else _turn(frame)
                 before, frames, end = frame.time, frames + 1, (frame.time or 0) + 1 / fps
-                yield partial(_decoded, frame, aspect), fps
+                yield partial(_decoded, frame, aspect, turn), fps
             said = _seconds(stream)
             if frames and said - end > max(1.5 / fps, said / 50):
                 warnings.warn(
@@ -182,12 +185,27 @@ def _in_step(before: float | None, now: float | None, fps: float) -> bool:
     return before is None or now is None or abs((now - before) * fps - 1) < 0.5
 
 
-def _decoded(frame: av.VideoFrame, aspect: Fraction | None) -> np.ndarray:
-    """A frame upright, as its rotation mark says, and with its pixels square."""
+def _turn(frame: av.VideoFrame) -> Turn:
+    """What a frame's display matrix does: a pixel at (x, y) is shown at (ax + cy, bx + dy).
+
+    To be asked of one frame of a video: it and its side data hold each other in memory.
+    """
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32, 9).tolist()
+    return a, b, c, d
+
+
+def _decoded(frame: av.VideoFrame, aspect: Fraction | None, turn: Turn) -> np.ndarray:
+    """A frame upright, as its display matrix says, in quarter turns, and with square pixels."""
     clear = frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
     width = round(frame.width * aspect) if aspect else frame.width
     pixels = frame.to_ndarray(format="rgba" if clear else "rgb24", width=width)
-    return np.rot90(pixels, round(frame.rotation / 90))
+    a, b, c, d = turn
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 # --- writing ------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from tfkit.finding import local_controlnet
 from tfkit.loading import CONTROLNETS, MENAGERIE, load_controlnet
 from tfkit.methods import Moment, Noise, Plain, fresh, inverted
 from tfkit.overflow import NonFiniteError
-from tfkit.reading import VideoFile
+from tfkit.video_file import VideoFile
 from tfkit.records import key_of
 from tfkit.settings import check_choice, check_seed, check_share, is_finite, settle
 from tfkit.trajectory import Trajectory, digest

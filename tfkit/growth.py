@@ -27,10 +27,10 @@ from tfkit.memory import peak_memory
 from tfkit.menagerie import film
 from tfkit.metrics import psnr, warp_error
 from tfkit.propagation import TokenFlow
-from tfkit.reading import open_video
 from tfkit.session import EditSession
 from tfkit.timing import Row, seconds
 from tfkit.video import Clip, resize, size_of
+from tfkit.video_file import open_video
 from tfkit.writing import write_video
 
 CAPTION, PROMPT = "a striped orange fox on grass", "a fox at night"

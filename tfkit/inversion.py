@@ -23,7 +23,7 @@ from tfkit.diffusion import LatentDiffusion, check_depth
 from tfkit.lineage import lineage_of
 from tfkit.memory import fitting
 from tfkit.methods import Moment
-from tfkit.reading import VideoFile
+from tfkit.video_file import VideoFile
 from tfkit.sampling import sample
 from tfkit.settings import check_choice, check_whole
 from tfkit.source_cache import SourceCache

@@ -1,7 +1,7 @@
 """Clips: holding, resizing and showing video, as frames (f, 3, h, w) in [0, 1].
 
 Everything is float32 in memory: 512 x 512 costs 3 MB a frame; showing converts one at a time.
-How clips come from disk is in reading.py, how they get there in writing.py.
+How clips come from disk is in video_file.py, how they get there in writing.py.
 """
 
 import base64
