@@ -281,3 +281,10 @@ def test_the_fingerprint_sees_freeu(model, pipeline_folder):
     assert len({model.fingerprint(), mild, other.fingerprint()}) == 3
     other.unet.disable_freeu()
     assert other.fingerprint() == model.fingerprint()
+
+
+def test_the_fingerprint_sees_what_no_weight_shows(model, pipeline_folder):
+    for part, name, value in (("vae", "scaling_factor", 0.5), ("unet", "norm_eps", 1e-3)):
+        other = tfkit.load(pipeline_folder, device="cpu", dtype=torch.float64)
+        getattr(other, part).register_to_config(**{name: value})
+        assert other.fingerprint() != model.fingerprint(), name

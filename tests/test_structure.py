@@ -12,11 +12,11 @@ import tfkit
 
 HOUSE = Path(tfkit.__file__).parent
 ORDER = [
-    "settings", "memory", "atomic", "codec", "video", "reading", "writing",
+    "settings", "memory", "atomic", "codec", "video", "video_file", "writing",
     "menagerie.vocabulary", "menagerie.anatomy", "menagerie.species",
     "menagerie.scenery", "menagerie.casting", "menagerie.puppet", "menagerie.world",
     "menagerie.tasks", "menagerie",
-    "checks", "overflow", "progress", "hooks", "prompts", "autoencoder",
+    "checks", "overflow", "spots", "progress", "hooks", "prompts", "autoencoder",
     "noise_schedule", "diffusion", "sampling", "libraries", "finding", "loading",
     "files", "source_cache", "lineage", "trajectory", "records", "methods", "conditions",
     "control", "adapters", "ascent", "inversion", "token_folder", "tokens", "correspondence",

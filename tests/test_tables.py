@@ -203,3 +203,14 @@ def test_the_stored_table_is_of_these_weights_and_whole():
     edits = table[table.metric != "psnr"].drop_duplicates(["method", "clip", "prompt"])
     methods = len(tables.CONTENDERS) + len(tables.BOUNDS)
     assert len(edits) == 24 * about["prompts"] * methods
+
+
+def test_a_table_that_was_altered_is_told(small, tmp_path):
+    path = readings.write_table(tmp_path / "t.csv", small, clips=2)
+    whole = path.read_bytes()
+    rows = whole.index(b"\n") + 1
+    for place in range(rows, len(whole), 101):
+        for bit in (1, 128):  # another number, or no text at all
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            with pytest.raises(ValueError, match=r"t\.csv' is not a table"):
+                readings.read_table(path)

@@ -330,3 +330,19 @@ def test_other_safetensors_in_the_folder_do_no_harm(model, latents, tmp_path, un
     invert(model, latents, folder=tmp_path)
     save_file({"weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
     same(tfkit.open_trajectory(tmp_path), uninterrupted)
+
+
+def test_a_bit_that_flipped_in_a_name_is_told(model, latents, tmp_path):
+    """A checksum of the values alone would not see it, and a condition would be another one."""
+    source = invert(model, latents, steps=2, folder=tmp_path)
+    t = source.timesteps[0]
+    file = tmp_path / f"t{t:04d}.safetensors"
+    opened = tfkit.open_trajectory(tmp_path)
+    file.write_bytes(file.read_bytes().replace(b'"latents"', b'"latentr"', 1))
+    with pytest.raises(ValueError, match=rf"{file.name} is damaged.*delete it and call"):
+        opened.at(t)
+
+
+def test_a_part_knows_its_shape(uninterrupted):
+    some = uninterrupted.part(uninterrupted.timesteps[0], torch.tensor([1]))
+    assert len(some) == 1 and "1 frames of 8 x 8 latents" in repr(some)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tfkit.files import SUM, checksum_of
 from tfkit.settings import is_finite, is_whole
 
 FORMAT = "tfkit preferences 1"
@@ -135,7 +136,7 @@ def _answers(path: Path, held: bytes, asked: str, questions: Sequence[Question])
         answer = _answer(record, questions)
         if answer is None:
             warnings.warn(
-                f"{str(path)!r}, line {n} is no whole answer (torn by a crash?): left out",
+                f"{str(path)!r}, line {n} is no whole answer (torn or damaged?): left out",
                 stacklevel=4,
             )
         else:
@@ -146,7 +147,8 @@ def _answers(path: Path, held: bytes, asked: str, questions: Sequence[Question])
 def append(path: str | os.PathLike, answer: Answer) -> None:
     """Append an answer; on the disk when this returns. OSError where it cannot be written."""
     path = Path(path).expanduser()
-    line = json.dumps(asdict(answer), ensure_ascii=False) + "\n"
+    says = asdict(answer)
+    line = json.dumps(says | {SUM: checksum_of(says)}, ensure_ascii=False) + "\n"
     try:
         _write(path, line.encode(), own_line=True)
     except FileNotFoundError as error:
@@ -226,11 +228,13 @@ def _check_header(path: Path, header: object, mine: dict) -> None:
 
 def _answer(record: Any, questions: Sequence[Question]) -> Answer | None:
     try:
+        if record.pop(SUM, None) not in (None, checksum_of(record)):
+            return None
         answer = Answer(**record)
         if answer.seconds is not None and not is_finite(answer.seconds):
             answer = replace(answer, seconds=None)
         fits = 0 <= answer.question < len(questions) and answer.choice in SIDES
         fits = fits and {answer.left, answer.right} == set(questions[answer.question].methods)
-    except TypeError:
+    except (TypeError, AttributeError):  # no answer, or nothing that has fields
         return None
     return answer if fits else None

@@ -5,6 +5,7 @@ read from safetensors only and never changed. Memory: the model, and one batch o
 """
 
 import hashlib
+import json
 import warnings
 from dataclasses import dataclass
 
@@ -18,9 +19,14 @@ from tfkit import autoencoder, hooks, noise_schedule, prompts
 from tfkit.checks import check_frames, check_latents
 from tfkit.overflow import HALF, NonFiniteError, overflowed
 from tfkit.settings import check_whole
+from tfkit.spots import digest_spots
 from tfkit.video import Clip
 
 __all__ = ["LatentDiffusion", "NonFiniteError", "check_depth"]
+
+# What a configuration sets that no weight shows. Named, since diffusers' releases add their own.
+_SILENT = ("scaling_factor", "attention_head_dim", "num_attention_heads", "norm_num_groups",
+           "norm_eps", "act_fn", "flip_sin_to_cos", "freq_shift")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +115,7 @@ class LatentDiffusion:
         Raises ValueError for anything but a text, NonFiniteError where the encoder overflows.
         """
         if not isinstance(prompt, str):
-            raise ValueError(f"prompt={prompt!r}: expected a string")
+            raise ValueError(f"prompt={prompt!r}: expected a string; for none the empty one, ''")
         ids, unread = prompts.token_ids(self.tokenizer, prompt)
         if unread:
             warnings.warn(f"prompt {prompt!r} is cut; unread: {unread!r}", stacklevel=3)
@@ -205,8 +211,8 @@ class LatentDiffusion:
 
     def fingerprint(self) -> str:
         """A short digest of what a latent depends on: weights (64 of each tensor), what is
-        set besides them (FreeU, strengths of adapters that are not merged), words that were added
-        to the tokenizer, and the schedule."""
+        set besides them (the VAE's scale, the width of heads, FreeU, strengths of adapters that are
+        not merged), words that were added to the tokenizer, and the schedule."""
         digest = hashlib.sha256(self.scheduler.config.prediction_type.encode())
         values = [self.scheduler.alphas_cumprod, self.scheduler.final_alpha_cumprod[None]]
         for tokenizer in filter(None, (self.tokenizer, self.tokenizer_2)):
@@ -217,12 +223,9 @@ class LatentDiffusion:
             )
         for part in filter(None, (self.unet, self.vae, self.text_encoder, self.text_encoder_2)):
             values += part.state_dict().values()
-            digest.update("".join(hooks.switches(part)).encode())
-        for value in values:
-            value = torch.atleast_1d(value)
-            places = torch.linspace(0, value.numel() - 1, 64, dtype=torch.float64).long()
-            some = value[torch.unravel_index(places.to(value.device), value.shape)]
-            digest.update(f"{tuple(value.shape)}".encode() + some.double().cpu().numpy().tobytes())
+            silent = json.dumps([getattr(part.config, name, None) for name in _SILENT])
+            digest.update("".join([silent, *hooks.switches(part)]).encode())
+        digest.update(digest_spots(values))
         return digest.hexdigest()[:16]
 
 

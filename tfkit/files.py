@@ -20,6 +20,7 @@ from tfkit.atomic import left_over, replacing
 from tfkit.settings import check_path
 
 SUM = "crc32"  # of all else that a JSON file says; older ones have none
+_SUM = "checksum"  # of a file of tensors; older ones have none, or one of their values alone
 
 
 def checksum_of(values: Mapping[str, Any]) -> str:
@@ -28,12 +29,12 @@ def checksum_of(values: Mapping[str, Any]) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors by name as safetensors, with a checksum of their values.
+    """Writes tensors by name as safetensors, with a checksum of all that they are.
 
     Raises OSError where the disk is full or read-only; then nothing is there that was not before.
     """
     values = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_whole(path, save(values, metadata={"crc32": checksum(values)}))
+    write_whole(path, save(values, metadata={_SUM: checksum(values)}))
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -44,20 +45,21 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     try:
         with safe_open(path, "pt", device="cpu") as content:
             values = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-            written = (content.metadata() or {}).get("crc32")
+            written = (content.metadata() or {}).get(_SUM)
     except (SafetensorError, OSError) as error:
         state = "lost" if isinstance(error, FileNotFoundError) else "damaged"
         raise ValueError(f"{path} is {state} ({error})") from None
     if written is not None and written != checksum(values):
-        raise ValueError(f"{path} is damaged (its values are not those that were written)")
+        raise ValueError(f"{path} is damaged (its tensors are not those that were written)")
     return {name: value.to(device) for name, value in values.items()}
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 over the values of contiguous tensors on the CPU, in the order of their names."""
+    """CRC-32 over names, shapes, dtypes and values of contiguous tensors on the CPU."""
     total = 0
-    for name in sorted(tensors):
-        total = zlib.crc32(as_bytes(tensors[name]), total)
+    for name, values in sorted(tensors.items()):
+        total = zlib.crc32(f"{name} {tuple(values.shape)} {values.dtype}".encode(), total)
+        total = zlib.crc32(as_bytes(values), total)
     return f"{total:08x}"
 
 
@@ -87,7 +89,7 @@ def write_whole(path: Path, data: bytes) -> None:
         with replacing(path) as part:
             part.write_bytes(data)
     except OSError as error:
-        why = f"{error.strerror}; what was finished before is kept, and goes on when this is mended"
+        why = f"{error.strerror}; what was finished is kept; once this is mended, go on from there"
         raise OSError(error.errno, why, str(path)) from error
 
 

@@ -16,6 +16,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from tfkit.diffusion import LatentDiffusion
+from tfkit.spots import spots
 
 _SHAPE = ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
 _SPACE = ("latent_channels", "scaling_factor")
@@ -78,5 +79,4 @@ def _signs(part: ModelMixin) -> str:
 def _some(part: ModelMixin) -> Iterable[Tensor]:
     for name, value in part.state_dict().items():
         if _CONVOLUTION.fullmatch(name.replace(".base_layer", "")):  # as peft names what it adapts
-            places = torch.linspace(0, value.numel() - 1, _EACH, dtype=torch.float64).long()
-            yield value[torch.unravel_index(places.to(value.device), value.shape)].signbit()
+            yield spots(value, _EACH).signbit()

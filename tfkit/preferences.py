@@ -149,7 +149,13 @@ def summarize(
         groups.setdefault(frozenset((answer.left, answer.right)), []).append(answer)
     rows = []
     for names, group in groups.items():
-        first, second = next(q.methods for q in questions if set(q.methods) == names)
+        asked_of = [q.methods for q in questions if set(q.methods) == names]
+        if not asked_of:
+            raise ValueError(
+                f"an answer about {' and '.join(map(repr, sorted(names)))}, of which no question "
+                "is; expected answers to these questions"
+            )
+        first, second = asked_of[0]
         rows.append(_row(first, second, group, level, interval, seed))
     return Preferences(asked, tuple(rows), _raters(answers), level, interval)
 
@@ -201,10 +207,8 @@ def _wilson(share: float, n: float, level: float) -> tuple[float, float]:
 
 def _exact(share: float, n: float, level: float) -> tuple[float, float]:
     """Clopper-Pearson's, also of an n that is not whole (Korn and Graubard, 1998)."""
-    try:
-        from scipy.stats import beta  # scipy comes with scikit-learn
-    except ImportError as error:
-        raise ImportError("exact intervals need scipy: pip install scikit-learn") from error
+    from scipy.stats import beta  # slow to import, and needed only here
+
     wins, tail = share * n, (1 - level) / 2
     low = beta.ppf(tail, wins, n - wins + 1) if share > 0 else 0
     high = beta.ppf(1 - tail, wins + 1, n - wins) if share < 1 else 1

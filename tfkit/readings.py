@@ -6,9 +6,11 @@ and of some of them in the paper's 50 (``--steps 50 --prompts 1 --only ...``).
 
 import json
 import platform
+import zlib
 from collections.abc import Mapping
 from datetime import date
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 
 from tfkit.atomic import replacing
 from tfkit.evaluation import COLUMNS, need_pandas
+from tfkit.files import SUM
 from tfkit.loading import WEIGHTS, load
 from tfkit.records import key_of
 from tfkit.tables import BOUNDS, GUIDANCE, INTERVAL, METHODS
@@ -38,9 +41,14 @@ def write_table(path: str | Path, table: "pandas.DataFrame", **made_with: Any) -
         **{name: version(name) for name in ("tfkit", "torch", "diffusers")},
         "machine": machine(), **made_with,
     }  # fmt: skip
+    rows = table.to_csv(index=False, float_format="%.6g")
     with replacing(Path(path)) as new:
-        new.write_text(f"# {json.dumps(about)}\n" + table.to_csv(index=False, float_format="%.6g"))
+        new.write_text(f"# {json.dumps(about | {SUM: _sum(rows)})}\n{rows}")
     return Path(path)
+
+
+def _sum(rows: str) -> str:
+    return f"{zlib.crc32(rows.encode()):08x}"
 
 
 def machine(device: str = "cpu") -> str:
@@ -69,10 +77,12 @@ def read_table(path: str | Path = STORED) -> tuple["pandas.DataFrame", dict]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no table at {str(path)!r}; python -m tfkit tables makes one")
-    first = path.read_text().partition("\n")[0]
     try:
+        first, _, rows = path.read_text("utf-8").partition("\n")
         about = json.loads(first.removeprefix("# "))
-        table = pandas.read_csv(path, skiprows=1, keep_default_na=False, na_values=_EMPTY)
+        if about.pop(SUM, None) not in (None, _sum(rows)):
+            raise ValueError("its rows are not those that were written")
+        table = pandas.read_csv(StringIO(rows), keep_default_na=False, na_values=_EMPTY)
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is not a table of tfkit.tables: {error}") from None
     if list(table.columns) != COLUMNS:

@@ -58,8 +58,10 @@ class Trajectory:
     timesteps: descending. prompt: what it was inverted with. size: (height, width) of the frames
     it came from, or None for latents. `.at(t)` and `.clean` are (f, 4, h, w). conditions: what it
     was inverted under, "depth" (f, 1, h, w) in [-1, 1] and "control" (f, 3, H, W) in [0, 1]. cache:
-    what edits have read of it, for those to come. model: the lineage of the model it was inverted
-    with, so that no other is taken for it; None where that is not known.
+    the source's features that earlier edits read, for later ones; where you write into its levels,
+    or change what the UNet computes by hooks of your own, call ``source.cache.clear()``. model: the
+    lineage of the model it was inverted with, so that no other is taken for it; None where that is
+    not known.
     """
 
     timesteps: tuple[int, ...]
@@ -126,7 +128,8 @@ class Trajectory:
     @cached_property
     def shape(self) -> torch.Size:
         """That of its latents at any timestep: (f, c, h, w)."""
-        return self.clean.shape
+        part = CLEAN not in self.latents and len(self.timesteps) == 1  # see part()
+        return (self.at(self.timesteps[0]) if part else self.clean).shape
 
     def __len__(self) -> int:
         return self.shape[0]
