@@ -58,7 +58,7 @@ def test_a_trajectory_of_another_model_has_no_tokens_here(model, source):
 def test_any_batch_gives_the_same_tokens_in_one_pass_each(model, source):
     settings = {"timestep": source.timesteps[0], "layers": LAYERS}
     passes = []
-    handle = model.unet.register_forward_hook(lambda *_: passes.append(1))
+    handle = model.unet.register_forward_pre_hook(lambda *_: passes.append(1))
     whole = tfkit.extract_tokens(model, source, **settings)
     one = tfkit.extract_tokens(model, source, batch=1, **settings)
     handle.remove()
@@ -152,7 +152,7 @@ def test_inputs_and_residual_blocks(model, source):
 
 def test_several_timesteps_take_one_pass_each_in_memory_or_in_a_folder(model, source, tmp_path):
     passes = []
-    handle = model.unet.register_forward_hook(lambda *_: passes.append(1))
+    handle = model.unet.register_forward_pre_hook(lambda *_: passes.append(1))
     settings = {"timesteps": source.timesteps, "layers": ["mid_block.*", LAYERS]}
     tokens = extract_features(model, source, **settings)
     handle.remove()
@@ -184,7 +184,7 @@ def extract(model, source, tmp_path):
 
     def extract(**settings):
         passes = []
-        handle = model.unet.register_forward_hook(lambda *_: passes.append(1))
+        handle = model.unet.register_forward_pre_hook(lambda *_: passes.append(1))
         settings = {"timesteps": source.timesteps, "layers": "mid_block.*"} | settings
         try:
             kept = extract_features(model, settings.pop("source", source), folder=tmp_path / "x",
@@ -350,3 +350,39 @@ def test_a_layers_short_name_says_which_of_several_blocks():
     assert Layer(one.format(0), (4, 4), 8, 1).label == "up 0.2"
     assert Layer(one.format(9), (4, 4), 8, 1).label == "up 0.2/9"
     assert Layer("mid_block.attentions.0.transformer_blocks.3.attn1", (4, 4), 8, 1).label == "mid/3"
+
+
+def test_no_pass_goes_further_than_the_last_layer_that_is_read(model, source):
+    met = []
+    handles = [
+        part.register_forward_hook(lambda *_, name=name: met.append(name))
+        for name, part in (("mid", model.unet.mid_block), ("end", model.unet.conv_out))
+    ]
+    t = source.timesteps[0]
+    tfkit.extract_tokens(model, source, timestep=t, layers="mid_block.*")
+    assert met == []  # the middle block goes on after its attention
+    tfkit.extract_tokens(model, source, timestep=t, layers="up_blocks.1.*")
+    assert met == ["mid"]
+    for handle in handles:
+        handle.remove()
+
+
+def test_an_overflow_on_the_way_is_laid_at_its_group(model, source):
+    sick = {"down_blocks.1": lambda out: (out[0] * torch.nan, out[1])}
+    with (
+        hooks.rewrite(model.unet, sick),
+        pytest.raises(tfkit.NonFiniteError, match=r"the UNet's down_blocks\.1"),
+    ):
+        tfkit.extract_tokens(model, source, timestep=source.timesteps[0], layers="mid_block.*")
+
+
+def test_features_are_those_that_left_the_module_whatever_comes_after(model, source):
+    """FreeU writes into what the blocks of the decoder are given."""
+    other = copy.deepcopy(model)
+    other.unet.enable_freeu(0.9, 0.2, 1.5, 1.6)
+    name, seen, t = "up_blocks.0.resnets.1", [], source.timesteps[0]
+    part = other.unet.get_submodule(name)
+    handle = part.register_forward_hook(lambda m, a, out: seen.append(out.clone()))
+    found = tfkit.extract_tokens(other, source, timestep=t, layers=name, kind="residual")[name]
+    handle.remove()
+    assert torch.equal(found, torch.cat(seen).flatten(2).transpose(1, 2))

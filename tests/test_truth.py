@@ -7,9 +7,9 @@ import torch
 from pipelines import moving_latents
 
 import tfkit
-from tfkit import attention
+from tfkit import attention, invert, truth
 from tfkit.menagerie import film
-from tfkit.tracks import grid_of
+from tfkit.tracks import follow_flow, grid_of, token_centers
 from tfkit.truth import TrueFlow, true_field
 
 
@@ -102,3 +102,39 @@ def test_what_has_no_known_motion_is_refused():
     for name, value in (("variant", "reference"), ("window", 6)):
         with pytest.raises(ValueError, match=f"{name}={value!r}: expected"):
             TrueFlow(4, clip=panned(0), **{name: value})
+
+
+def test_the_nearest_arrival_says_where_a_token_came_from():
+    clip, grid = film("a striped fox on snow", frames=3, seed=4), (16, 16)
+    (h, w), field = clip.frames.shape[-2:], true_field(clip, 2, 0, grid)
+    places, seen = follow_flow(token_centers((h, w), (h, w)), clip.flow[:2], clip.visible[:2])
+    best = {}
+    for pixel in seen[-1].nonzero().flatten().tolist():
+        (x, y), cell = places[-1][pixel].tolist(), (h // grid[0], w // grid[1])
+        token = int((y + 0.5) // cell[0]), int((x + 0.5) // cell[1])
+        centre = [(at + 0.5) * side - 0.5 for at, side in zip(token, cell, strict=True)]
+        apart = (y - centre[0]) ** 2 + (x - centre[1]) ** 2
+        came = pixel // w // cell[0] * grid[1] + pixel % w // cell[1]
+        near = best.setdefault(token[0] * grid[1] + token[1], (apart, came))
+        if apart < near[0]:
+            best[token[0] * grid[1] + token[1]] = apart, came
+    assert len(best) > 200
+    assert field.tolist() == [best.get(token, (0, -1))[1] for token in range(256)]
+
+
+def test_a_field_is_looked_up_once_for_all_steps(model, monkeypatch):
+    source, found = invert(model, moving_latents(3, 8, 8).double(), steps=3, progress=False), []
+    real = truth.true_field
+    monkeypatch.setattr(truth, "true_field", lambda *of: (found.append(of[1:]), real(*of))[1])
+    way = TrueFlow(3, clip=panned(0, size=64))
+    tfkit.edit(model, source, "a dog", propagation=way, keyframes=[1], progress=False)
+    assert found and len(found) == len(set(found))
+
+
+def test_along_another_clip_it_is_another(model):
+    source = invert(model, moving_latents(3, 8, 8).double(), steps=2, progress=False)
+    way = TrueFlow(3, clip=panned(0, size=64))
+    assert way == way and way != TrueFlow(3, clip=panned(0, size=64))
+    session = tfkit.EditSession(model, source, "a dog", propagation=way)
+    with pytest.raises(ValueError, match="clip has 2 frames"):
+        session.change(propagation=TrueFlow(3, clip=panned(0, size=64)[:2]))

@@ -2,8 +2,8 @@
 
 A batch is [branch 1 frames | branch 2 frames | ...]; where the source is among the branches it is
 the first. Attention matrices are never held: scaled_dot_product_attention throughout. Memory: for
-each layer, the keyframes' source tokens and outputs, until the next step replaces them, and the
-fields of one batch of frames.
+each layer, the keyframes' source tokens and outputs, until the step ends, and the fields of one
+batch of frames.
 """
 
 from dataclasses import dataclass, field
@@ -136,7 +136,7 @@ class KeyframeAttention:
 
     recall: False in the keyframes' pass, True in that of the others. context: which of the
     keyframes that went before stay, by position; keyframes attend to these as well. kept: of each
-    layer the keyframes' keys and values, until the next step replaces them.
+    layer the keyframes' keys and values, until the step ends.
     """
 
     branches: int
@@ -246,8 +246,7 @@ def find_fields(
     small = field_dtype(keys.shape[1])
     out = torch.zeros(len(phi), 2, phi.shape[1], dtype=small, device=phi.device)
     out[:, 0] = nearest_neighbors(phi, keys[near.first]).index.to(small)
-    if near.blended.any():
-        rows = near.blended.nonzero().squeeze(1)
+    if len(rows := near.rows):
         second = nearest_neighbors(phi[rows], keys[near.second[rows]])
         out[rows, 1] = second.index.to(small)
     return out
@@ -262,8 +261,7 @@ def carry(
     """
     tokens, m = outputs.flatten(1, 2), outputs.shape[2]  # all keyframes' in one row
     out = tokens[:, near.first[:, None] * m + fields[:, 0].long()]
-    if near.blended.any():
-        rows = near.blended.nonzero().squeeze(1)
+    if len(rows := near.rows):
         w = near.weight[rows, None, None].to(out.dtype)
         second = tokens[:, near.second[rows, None] * m + fields[rows, 1].long()]
         out[:, rows] = second.lerp(out[:, rows], w)

@@ -21,8 +21,12 @@ def fields(steps: Steps, step: int, layer: str, batch: int) -> Field:
     """
     propagation, row = _carrying(steps, step, "fields")
     phi = steps.source_tokens(step, layer, propagation.field_of, batch)
-    query = phi[:, None].expand(-1, len(row), -1, -1)
-    return nearest_neighbors(query, phi[row][None].expand_as(query))
+    every, shape = phi.flatten(0, 1), phi.shape[:2]
+    found = [nearest_neighbors(every, phi[keyframe]) for keyframe in row]
+    return Field(
+        torch.stack([one.index.unflatten(0, shape) for one in found], 1),
+        torch.stack([one.similarity.unflatten(0, shape) for one in found], 1),
+    )
 
 
 def fields_key(steps: Steps, step: int, layer: str) -> Hashable:

@@ -152,11 +152,17 @@ def _forward_hooks(
 def record(
     unet: nn.Module, names: Iterable[str], *, inputs: bool = False
 ) -> AbstractContextManager[dict[str, Tensor]]:
-    """Collects the outputs (or first inputs) of the modules named, as passes go through them."""
+    """Collects the outputs (or first inputs) of the modules named, as passes go through them.
+
+    Copies, for what comes after a module may write into them, as FreeU does.
+    """
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable:
-        return lambda module, args, output: seen.__setitem__(name, args[0] if inputs else output)
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            seen[name] = (args[0] if inputs else output).clone()
+
+        return hook
 
     return _forward_hooks([(unet.get_submodule(name), keep(name)) for name in names], seen)
 
@@ -190,22 +196,29 @@ def rewrite(
 
     Raises ValueError where the model has no such module.
     """
-    modules = dict(unet.named_modules())
-    missing = [name for name in changes if name not in modules]
-    if missing:
-        place = missing[0]
-        while place not in modules:  # "" is the UNet itself
-            place = place.rpartition(".")[0]
-        there = ", ".join(name for name, _ in modules[place].named_children()) or "nothing"
-        raise ValueError(
-            f"this UNet has no {missing[0]!r}, which the method rewrites; expected one of its "
-            f"modules ({place or 'the UNet'} has {there}). Use tfkit.Plain() instead."
-        )
+
+    def module(name: str) -> nn.Module:
+        try:
+            return unet.get_submodule(name)
+        except AttributeError:
+            raise _no_module(unet, name) from None
 
     def hook(change: Callable[[Tensor], Tensor]) -> Callable:
         return lambda module, args, output: change(output)
 
-    return _forward_hooks([(modules[name], hook(change)) for name, change in changes.items()], None)
+    return _forward_hooks([(module(name), hook(change)) for name, change in changes.items()], None)
+
+
+def _no_module(unet: nn.Module, name: str) -> ValueError:
+    """What to raise where a method rewrites a module that is not there."""
+    modules, place = dict(unet.named_modules()), name
+    while place not in modules:  # "" is the UNet itself
+        place = place.rpartition(".")[0]
+    there = ", ".join(child for child, _ in modules[place].named_children()) or "nothing"
+    return ValueError(
+        f"this UNet has no {name!r}, which the method rewrites; expected one of its modules "
+        f"({place or 'the UNet'} has {there}). Use tfkit.Plain() instead."
+    )
 
 
 def add_residuals(

@@ -4,7 +4,8 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ class Neighbors:
     """The keyframes each frame takes its tokens from.
 
     first, second: (f,) which of the keyframes (0 ... k-1); weight: (f,) of the first one;
-    blended: (f,) whether there is a second one at all.
+    blended: (f,) whether there is a second one at all; rows: which frames these are.
     """
 
     first: Int[Tensor, " f"]
@@ -28,11 +29,16 @@ class Neighbors:
     weight: Float[Tensor, " f"]
     blended: Bool[Tensor, " f"]
 
+    @cached_property
+    def rows(self) -> Int[Tensor, " b"]:
+        return self.blended.nonzero().squeeze(1)
+
     def to(self, device: torch.device) -> "Neighbors":
         """The same on another device."""
-        return Neighbors(
-            *(x.to(device) for x in (self.first, self.second, self.weight, self.blended))
-        )
+        moved = {of.name: getattr(self, of.name).to(device) for of in fields(self)}
+        there = Neighbors(**moved)
+        vars(there)["rows"] = self.rows.to(device)  # to count them there would wait for a GPU
+        return there
 
     def among(self, held: Int[Tensor, " h"]) -> "Neighbors":
         """The same, counted by position in ``held``: the keyframes at hand, in their order."""
@@ -132,7 +138,8 @@ def check_keyframes(keyframes: Indices, frames: int, steps: int) -> Int[Tensor, 
             f"keyframes of shape {tuple(rows.shape)} and {rows.dtype}: expected whole numbers "
             "(steps, k) or (k,)"
         )
-    rows = rows.long().cpu().expand(steps, -1) if rows.ndim == 1 else rows.long().cpu()
+    rows = rows.to("cpu", torch.long, copy=True)  # the user may write into what he gave
+    rows = rows.repeat(steps, 1) if rows.ndim == 1 else rows
     if len(rows) != steps:
         raise ValueError(
             f"keyframes for {len(rows)} steps, but the edit takes {steps}; give (steps, k), or "

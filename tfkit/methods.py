@@ -187,7 +187,9 @@ class PlugAndPlay(Plain):
 
 def from_source(output: Tensor, frames: int) -> Tensor:
     """Features (branches * f, ...) with the first branch's, the source's, put in every branch."""
-    branches = len(output) // frames  # 1 where a layer computes the source branch alone
+    branches = len(output) // frames
+    if branches == 1:  # the source alone, or a layer that computes nothing else
+        return output
     return output[:frames].repeat(branches, *[1] * (output.ndim - 1))
 
 

@@ -198,14 +198,15 @@ def read_tokens(
     recorded = {name: name + _PART.get(kind, "") for name in names}
     chunks: dict[str, list[Tensor]] = {name: [] for name in names}
     for rows in torch.arange(len(latents)).split(batch):
-        inputs = kind == "input"
-        with hooks.record(model.unet, recorded.values(), inputs=inputs) as seen:
-            model.predict_noise(latents[rows], t, text, depth=source.depth_of(rows))
+        given, depth = latents[rows], source.depth_of(rows)
+        record = hooks.record(model.unet, recorded.values(), inputs=kind == "input")
+        with record as seen, hooks.until(model.unet, recorded.values()):
+            model.predict_noise(given, t, text, depth=depth)
+        if not all(torch.isfinite(value).all() for value in seen.values()):
+            model.predict_noise(given, t, text, depth=depth)  # to its end, to tell what overflowed
         for name, where in recorded.items():
             value = seen[where]
-            chunks[name].append(
-                value.flatten(2).transpose(1, 2) if kind == "residual" else value.clone()
-            )
+            chunks[name].append(value.flatten(2).transpose(1, 2) if kind == "residual" else value)
     whole = {name: torch.cat(parts) for name, parts in chunks.items()}
     if ensemble > 1:
         whole = {n: v.unflatten(0, (ensemble, -1)).mean(0) for n, v in whole.items()}

@@ -7,8 +7,10 @@ Memory: of each pair of frames and size of grid one field, and one frame's track
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention
 from jaxtyping import Int
@@ -46,9 +48,9 @@ def true_field(clip: Clip, frame: int, keyframe: int, grid: Size) -> Int[Tensor,
         return out
     at = _covering(ends, grid, size)
     apart = (ends - token_centers(grid, size)[at]).square().sum(1)
-    order = apart.argsort(descending=True, stable=True)
-    for i, origin in zip(at[order].tolist(), _covering(starts[order], grid, size), strict=True):
-        out[i] = origin  # the nearest comes last
+    order = apart.argsort(stable=True)
+    reached, nearest = np.unique(at[order].numpy(), return_index=True)  # the first of each token
+    out[torch.from_numpy(reached)] = _covering(starts[order], grid, size)[nearest]
     return out
 
 
@@ -97,6 +99,8 @@ class TrueFlow(TokenFlow):
     window: int | None = None
     clip: Clip | None = None
 
+    __eq__, __hash__ = object.__eq__, object.__hash__  # TokenFlow's would leave out the clip
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.clip is None or self.clip.flow is None or self.clip.visible is None:
@@ -123,11 +127,16 @@ class TrueFlow(TokenFlow):
                 f"clip has {len(self.clip)} frames; expected the one that is edited, of {frames}"
             )
 
+    @cached_property
+    def known(self) -> dict[tuple[int, int, Size], Tensor]:
+        """The true fields that were needed so far, by frame, keyframe and grid."""
+        return {}
+
     def fields_key(self, keyframes: Sequence[Tensor | None]) -> None:
         """Its fields are not the source's, so nothing of them is kept for other edits."""
 
     def attention(self, branches: int, source: bool) -> TrueAttention:
-        return TrueAttention(branches, self.field_of, False, clip=self.clip)
+        return TrueAttention(branches, self.field_of, False, clip=self.clip, known=self.known)
 
     def predict(
         self, run: Passes, attention: Any, frames: int, keyframes: Tensor | None, batch: int
