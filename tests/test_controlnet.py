@@ -22,10 +22,10 @@ import tfkit
 from tfkit import finding, loading
 from tfkit.control import check_beside
 from tfkit.menagerie.recipe.controlnet import from_unet
-from tfkit.video_file import VideoFile
 from tfkit.records import key_of
 from tfkit.sampling import ddim_step
 from tfkit.swapping import rebuild
+from tfkit.video_file import VideoFile
 
 QUIET = {"progress": False}
 FRAMES = 3
@@ -446,3 +446,21 @@ def test_each_method_edits_with_each_propagation(model, folder, source, conditio
     if not isinstance(way, tfkit.PerFrame):
         alone = tfkit.edit(model, source, "a dog", **settings | {"propagation": tfkit.PerFrame()})
         assert (one.latents - alone.latents).abs().mean() > 1e-6
+
+
+def test_two_of_them_are_equal_where_they_are_one(condition):
+    """A parent's comparison would leave out all that a ControlNet has."""
+    one = tfkit.ControlNet(condition)
+    assert one == one and one != tfkit.ControlNet(condition, scale=0.5)
+    assert len({one, tfkit.ControlNet(condition)}) == 2
+
+
+def test_the_users_own_stays_in_training(model, source, folder, condition):
+    net = loading.load_controlnet(folder, device="cpu", dtype=torch.float64).train()
+    tfkit.edit(model, source, "a dog", method=tfkit.ControlNet(condition, net), **QUIET)
+    assert net.training
+
+
+def test_what_is_no_controlnet_is_refused_at_once(unchecked):
+    with pytest.raises(ValueError, match=r"model=3: expected 'menagerie', a hub id, a folder or"):
+        tfkit.ControlNet(model=3)

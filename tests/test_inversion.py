@@ -5,6 +5,7 @@ import dataclasses
 import oracle
 import pytest
 import torch
+from clips import bare
 from diffusers import DDIMInverseScheduler
 from pipelines import moving_latents
 
@@ -253,3 +254,9 @@ def test_generate_takes_one_prompt_and_any_size_the_models_own_by_default(model)
     assert tfkit.generate(model, "a cat", steps=1, size=32, progress=False).shape[-2:] == (32, 32)
     with pytest.raises(ValueError, match=r"size=\(0, 64\); expected a positive integer"):
         tfkit.generate(model, "a cat", size=(0, 64))
+
+
+@pytest.mark.parametrize("guidance", ["x", None, float("nan"), True])
+def test_guidance_that_is_no_number_is_refused(model, unchecked, guidance):
+    with pytest.raises(ValueError, match=r"guidance=.*: expected a finite number; 7\.5 is usual"):
+        bare(tfkit.generate)(model, "a cat", steps=1, guidance=guidance)

@@ -383,3 +383,23 @@ def test_a_full_disk_costs_time_and_nothing_else(model, latents, tmp_path, monke
     monkeypatch.setattr(os, "fsync", full)
     assert torch.equal(edited(model, source), expected)
     assert not list((tmp_path / "fox" / "cache").rglob("*.*"))
+
+
+def test_what_is_read_under_autocast_serves_no_other_edit(model, latents):
+    model = model if model.dtype == torch.float32 else tfkit.load(model.name, device="cpu")
+    source, other = (
+        invert(model, latents.float(), "a cat", steps=STEPS, **QUIET) for _ in range(2)
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        edited(model, source)
+    assert not source.cache.sizes()
+    assert torch.equal(edited(model, source), edited(model, other))
+
+
+def test_other_levels_are_another_source(model, latents):
+    """dataclasses.replace hands the cache on."""
+    source = invert(model, latents, "a cat", steps=STEPS, **QUIET)
+    edited(model, source)
+    turned = replace(source, latents={t: x.flip(0) for t, x in source.latents.items()})
+    alone = replace(turned, cache=SourceCache())
+    assert torch.equal(edited(model, turned), edited(model, alone))

@@ -44,7 +44,7 @@ class Counted:
     def __enter__(self):
         parts = {"passes": self.model.unet, "decoded": self.model.vae.decoder}
         self.handles = [
-            part.register_forward_hook(lambda *_, name=name: self._count(name))
+            part.register_forward_pre_hook(lambda *_, name=name: self._count(name))
             for name, part in parts.items()
         ]
         return self
@@ -608,3 +608,41 @@ def test_numbers_of_numpy_are_as_good_as_pythons(model, source, unchecked):
             session(model, source, guidance=guidance)
     with pytest.raises(ValueError, match=r"expected less than 2\*\*63"):
         session(model, source, seed=2**70)
+
+
+def test_keyframes_are_the_sessions_own(model, source):
+    given = torch.tensor([0, 2])
+    walk = session(model, source, propagation=tfkit.TokenFlow(2), keyframes=given)
+    given[:] = torch.tensor([1, 3])
+    walk.keyframes[0].fill_(0)
+    assert [row.tolist() for row in walk.keyframes] == [[0, 2]] * STEPS
+
+
+def test_all_that_can_be_changed_is_named(model, source):
+    with pytest.raises(ValueError, match=r"'foo' is no setting.*keyframes, .*, seed"):
+        session(model, source).change(foo=1)
+
+
+def test_the_prompt_that_is_none_is_named(model, source, unchecked):
+    for name in ("prompt", "negative_prompt"):
+        with pytest.raises(ValueError, match=f"^{name}=None: expected a string"):
+            session(model, source).change(**{name: None})
+
+
+class Hasty(tfkit.Plain):
+    def first_step(self, steps):
+        return steps + 1
+
+
+class Short(tfkit.Plain):
+    def begin(self, model, source, t):
+        return source.at(t)[:-1]
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [(Hasty(), "begins at step 5; expected 0 to 4"), (Short(), r"begins from latents \(4, 4, ")],
+)
+def test_a_method_that_begins_nowhere_is_told(model, source, method, message):
+    with pytest.raises(ValueError, match=message):
+        session(model, source, method=method)

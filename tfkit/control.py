@@ -28,17 +28,17 @@ from tfkit.finding import local_controlnet
 from tfkit.loading import CONTROLNETS, MENAGERIE, load_controlnet
 from tfkit.methods import Moment, Noise, Plain, fresh, inverted
 from tfkit.overflow import NonFiniteError
-from tfkit.video_file import VideoFile
 from tfkit.records import key_of
 from tfkit.settings import check_choice, check_seed, check_share, is_finite, settle
+from tfkit.spots import digest_spots
 from tfkit.trajectory import Trajectory, digest
 from tfkit.video import Clip, resize
+from tfkit.video_file import VideoFile
 
 
 def _weights(net: ControlNetModel) -> str:
     """A short digest: 64 values of each of its weights."""
-    values = [p.detach().flatten()[:64].double().cpu() for p in net.parameters()]
-    return digest(torch.cat(values))
+    return digest_spots(net.parameters()).hex()[:16]
 
 
 @lru_cache
@@ -81,9 +81,16 @@ class ControlNet(Plain):
     noise: Noise = "inverted"
     seed: int = 0
 
+    __eq__, __hash__ = object.__eq__, object.__hash__  # Plain's would compare none of these
+
     def __post_init__(self) -> None:
         if not is_finite(self.scale):
             raise ValueError(f"scale={self.scale!r}: expected a finite number; 1 is usual")
+        if not isinstance(self.model, str | Path | ControlNetModel):
+            raise ValueError(
+                f"model={self.model!r}: expected {MENAGERIE!r}, a hub id, a folder or a diffusers "
+                "ControlNetModel"
+            )
         check_choice("noise", self.noise, get_args(Noise))
         settle(
             self,
@@ -169,8 +176,8 @@ class ControlNet(Plain):
         check_beside(model, net, str(name))
         if condition.stride(1) == 0:  # one channel for all three
             alike = condition[:, :1].to(model.device, model.dtype).expand(-1, 3, -1, -1)
-            return Controlled(net.eval(), alike)
-        return Controlled(net.eval(), condition.to(model.device, model.dtype))
+            return Controlled(net, alike)
+        return Controlled(net, condition.to(model.device, model.dtype))
 
     def prepare(self, model: LatentDiffusion, source: Trajectory) -> Controlled:
         """Loads the ControlNet and makes the condition.

@@ -21,8 +21,13 @@ from tfkit.views import Views, same
 
 def begun(steps: Steps) -> History:
     """What there is before the first of these steps."""
-    t = steps.timesteps[0] if steps.timesteps else None
-    latents = steps.plan.method.begin(steps.model, steps.source, t)
+    t, method = steps.timesteps[0] if steps.timesteps else None, steps.plan.method
+    latents = method.begin(steps.model, steps.source, t)
+    if latents.shape != steps.source.shape:
+        raise ValueError(
+            f"{method!r} begins from latents {tuple(latents.shape)}; expected "
+            f"{tuple(steps.source.shape)}, the source's"
+        )
     return History((latents.to(steps.model.device, steps.model.precision),))
 
 
@@ -84,7 +89,7 @@ class EditState:
     @property
     def keyframes(self) -> list[Int[Tensor, " k"] | None]:
         """The keyframes at each of the source's timesteps; None where the propagation has none."""
-        return list(self._steps.rows)
+        return [None if row is None else row.clone() for row in self._steps.rows]
 
     @property
     def last(self) -> int:

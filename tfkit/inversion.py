@@ -23,12 +23,12 @@ from tfkit.diffusion import LatentDiffusion, check_depth
 from tfkit.lineage import lineage_of
 from tfkit.memory import fitting
 from tfkit.methods import Moment
-from tfkit.video_file import VideoFile
 from tfkit.sampling import sample
 from tfkit.settings import check_choice, check_whole
 from tfkit.source_cache import SourceCache
 from tfkit.trajectory import CLEAN, Folder, Origin, Trajectory, claim, digest, write_conditions
 from tfkit.video import Clip, size_of
+from tfkit.video_file import VideoFile
 
 
 @runtime_checkable

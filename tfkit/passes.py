@@ -2,7 +2,7 @@
 
 Branches of a batch: [source | negative | prompt], each of all frames of the pass. The source is
 there where the method or the propagation reads it, the negative one unless guidance is 1.
-Memory: one batch of activations; where the source goes alone, its features of all frames.
+Memory: one batch of activations, and its features where the source goes alone.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from tfkit.attention import FlowAttention
 from tfkit.diffusion import LatentDiffusion
 from tfkit.methods import Method, Moment, injection
 from tfkit.protocols import Propagation
-from tfkit.settings import is_finite, settle
+from tfkit.settings import check_guidance, settle
 from tfkit.source_cache import Features, KeptStep, StepWriter
 from tfkit.trajectory import Trajectory
 
@@ -36,9 +36,11 @@ class Plan:
     propagation: Propagation
 
     def __post_init__(self) -> None:
-        if not is_finite(self.guidance):
-            raise ValueError(f"guidance={self.guidance!r}: expected a finite number; 7.5 is usual")
-        settle(self, guidance=float(self.guidance))
+        settle(self, guidance=check_guidance(self.guidance))
+        for name in ("prompt", "negative_prompt"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise ValueError(f"{name}={value!r}: expected a string; for none the empty one, ''")
         for name, kind in (("method", Method), ("propagation", Propagation)):
             value = getattr(self, name)
             if isinstance(value, type) or not isinstance(value, kind):

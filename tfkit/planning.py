@@ -11,7 +11,7 @@ from tfkit.diffusion import LatentDiffusion
 from tfkit.keyframes import Indices, check_keyframes
 from tfkit.passes import Plan
 from tfkit.protocols import Propagation
-from tfkit.settings import check_seed
+from tfkit.settings import check_seed, check_whole
 from tfkit.steps import Steps, source_key_of
 from tfkit.trajectory import Trajectory
 
@@ -46,6 +46,11 @@ def plan_steps(
     prepared = before.prepared if before and ready else plan.method.prepare(model, source)
     text = torch.cat([model.embed(text) for text in _texts(plan, source)])
     first = before.first if before is not None and taken else plan.method.first_step(steps)
+    check_whole("first_step", first, least=0)
+    if first > steps:
+        raise ValueError(
+            f"{plan.method!r} begins at step {first}; expected 0 to {steps}, where it takes none"
+        )
     kept = before.rows[: first + taken] if before is not None and taken else []
     every = [*kept, *drawn[len(kept) :]]
     key = source_key_of(model, source, plan, every, prepared)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from tfkit.diffusion import LatentDiffusion
 from tfkit.memory import fitting
 from tfkit.overflow import NonFiniteError
-from tfkit.settings import check_seed, check_whole
+from tfkit.settings import check_guidance, check_seed, check_whole
 from tfkit.video import target_size
 
 
@@ -84,7 +84,7 @@ def generate(
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise ValueError("prompts is empty; expected one text or more")
-    batch = check_whole("batch", batch)
+    batch, guidance = check_whole("batch", batch), check_guidance(guidance)
     seed = check_seed(seed)
     own = model.sample_size
     size = (own, own) if size is None else target_size(size, own, own)

@@ -115,20 +115,20 @@ class EditSession(EditState):
 
         folder: where each step is kept; a run that was killed goes on there, from where this
         session stands. If it fails, the session stands there again and has forgotten nothing. Steps
-        that are known but were taken with other settings are taken anew there, or it would not be
-        the edit that the folder says. Where no step is left the folder is not looked at. Returns
+        that were taken with other settings are not reused, as a folder holds one edit with one set
+        of settings. Where no step is left the folder is not looked at. Returns
         itself. Raises ValueError for a folder that belongs to another edit, is in use or damaged,
         OSError where it cannot be written; what it holds stays there.
         """
         if folder is None or self.position == len(self.timesteps):
             return self._run(None, progress)
         with step_files(folder, self._steps, self.latents) as files:
-            begun = self._past
+            before = self._past
             try:
-                self._past = begun.only(self._steps)
+                self._past = before.only(self._steps)
                 return self._run(files, progress)
             except BaseException:
-                self._past = begun
+                self._past = before
                 raise
 
     def _run(self, files: StepFiles | None, progress: bool) -> "EditSession":
@@ -193,8 +193,8 @@ class EditSession(EditState):
         """
         known = {*Plan.__dataclass_fields__}
         if settings.keys() - known:
-            name = min(settings.keys() - known)
-            raise ValueError(f"{name!r} is no setting; expected some of {', '.join(sorted(known))}")
+            name, there = min(settings.keys() - known), sorted({"keyframes", "seed", *known})
+            raise ValueError(f"{name!r} is no setting; expected some of {', '.join(there)}")
         plan, taken = replace(self.plan, **settings), self.position
         steps = plan_steps(
             self.model, self.source, plan, keyframes, seed, before=self._steps, taken=taken

@@ -52,6 +52,13 @@ def check_share(name: str, value: object) -> float:
     return float(value)
 
 
+def check_guidance(value: object) -> float:
+    """The scale of classifier-free guidance; raises ValueError unless it is a finite number."""
+    if not is_finite(value):
+        raise ValueError(f"guidance={value!r}: expected a finite number; 7.5 is usual")
+    return float(value)
+
+
 def check_choice(name: str, value: object, known: Collection[object]) -> None:
     """Raises ValueError unless ``value`` is among the ``known`` ones."""
     if value not in known:

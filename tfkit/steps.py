@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from tfkit.passes import InvertingPasses, Plan, SourcePasses, StepPasses
 from tfkit.protocols import Carrying
 from tfkit.sampling import at_step
 from tfkit.source_cache import StepWriter
+from tfkit.spots import digest_spots
 from tfkit.tokens import Kind, modules_of, read_tokens
 from tfkit.trajectory import Trajectory, digest
 
@@ -33,9 +35,10 @@ class Steps:
 
     prepared: what the method made of the video. text: embeddings (branches, l, d). first: which of
     the trajectory's steps is step 0 here. rows: keyframes at each of the trajectory's timesteps,
-    or None. drawn: the plan's own, which the steps taken before it do not follow. seed: what they
-    are drawn from where they are not given. source_key: a digest of what the source's features
-    depend on (:func:`source_key_of`); None where that is not known, and nothing is kept.
+    or None. drawn: those this plan drew for all of them; steps that were taken before it kept
+    theirs. seed: what they are drawn from where they are not given. source_key: a digest of what
+    the source's features depend on (:func:`source_key_of`); None where that is not known, and
+    nothing is kept.
     """
 
     model: LatentDiffusion
@@ -133,7 +136,7 @@ class Steps:
         self._keep(passes, step + 1)
         return noise
 
-    @property
+    @cached_property
     def marks(self) -> str | None:
         """What the method does to the source's branch, in its own words."""
         return self.plan.method.marks_source(self.prepared)
@@ -154,7 +157,7 @@ class Steps:
         passes = kind(
             self.model, self.source, self.plan, self.prepared, self.text, self.first + step, x
         )
-        if self.source_key is not None:
+        if self.source_key is not None and not _autocast(self.model.device):
             cache, where = self.source.cache, (self.source_key, self.timesteps[step])
             known = cache.get(*where)
             if known is not None and passes.needed() <= known.names:
@@ -214,6 +217,11 @@ class Steps:
         return kept
 
 
+def _autocast(device: torch.device) -> bool:
+    """Whether passes run in another precision than the model's: what they read is kept for none."""
+    return torch.is_autocast_enabled(device.type)
+
+
 def source_key_of(
     model: LatentDiffusion,
     source: Trajectory,
@@ -233,6 +241,7 @@ def source_key_of(
     if fields is None or marks is None or adapted:
         return None
     depth = source.conditions.get("depth")
-    read = f"{source.prompt!r} {None if depth is None else digest(depth)}"
+    clean = digest_spots([source.clean]).hex()  # dataclasses.replace keeps the cache of a source
+    read = f"{source.prompt!r} {clean} {None if depth is None else digest(depth)}"
     parts = f"{fields} {marks} {model.fingerprint()} {model.dtype} {read}"
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
