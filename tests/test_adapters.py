@@ -206,3 +206,10 @@ def test_without_peft_it_says_what_to_install(model, monkeypatch):
     monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"needs peft .* pip install 'tfkit\[adapters\]'"):
         tfkit.load_lora(model, "any")
+
+
+def test_a_pipeline_that_reads_more_than_latents_is_refused(pipeline_folder):
+    pipe = pipeline(pipeline_folder)
+    pipe.unet.register_to_config(in_channels=9)
+    with pytest.raises(ValueError, match=r"no Stable Diffusion.*its UNet takes 9 channels"):
+        tfkit.from_pipeline(pipe)

@@ -696,7 +696,7 @@ def test_differences_are_taken_clip_by_clip():
         with pytest.raises(ValueError, match=f"no '{metric}' of .*'{method}'"):
             difference(table, metric, "a", method)
     ways = table.assign(measured_with=["exact"] * 8 + ["DIS"] * 8)
-    with pytest.raises(ValueError, match="'exact' and 'DIS'; expected one way"):
+    with pytest.raises(ValueError, match="'exact' and with 'DIS'; expected one way"):
         difference(ways, "psnr", "a", "b")
     alike = table.assign(value=table.prompt.astype(float))
     alike.loc[0, "error"] = "failed"  # a's low prompt of one clip: b's has no partner
@@ -801,3 +801,40 @@ def test_a_dask_cluster_that_loses_a_worker_gives_the_same_table(model, dino, tm
     compare(found, run({"mine": Counting(tmp_path / "serial")}))
     pd.testing.assert_frame_equal(found, run({"mine": Counting(log, 0.15)}, folder=results))
     assert len(lines(log)) == made
+
+
+def test_names_in_an_array_are_told_apart():
+    of = [key_of(np.array(names)) for names in (["cat", "dog"], ["cat", "fox"], ["cat", "dog"])]
+    assert of[0] == of[2] != of[1]
+    assert key_of(np.array([1, "a"], object)) != key_of(np.array([2, "a"], object))
+
+
+def test_a_metric_of_nan_is_one_that_failed(evaluate, tmp_path):
+    def mine(frames, clip, prompt):
+        return float("nan") if prompt == TASKS[0].prompts[1] else 1.0
+
+    with pytest.warns(UserWarning, match=r"1 of 3 edits were not(.|\n)*it returned NaN"):
+        found = evaluate({"good": same}, TASKS[:1], mine, folder=tmp_path)
+    assert found.error.str.contains("NaN").tolist() == [False, True, False]
+    with pytest.warns(UserWarning, match="left out of the means"):
+        assert summary(found).rows["good"]["mine"].value == 1
+
+
+def test_a_metric_that_writes_into_the_frames_harms_no_other(evaluate):
+    def wipe(frames, clip, prompt):
+        return frames.zero_().mean()
+
+    table = evaluate({"good": same}, TASKS[:1], [wipe, brightness])
+    assert (table.value[table.metric == "brightness"] > 0.1).all()
+
+
+def test_a_worker_that_dies_says_what_is_kept(folder, tmp_path):
+    def die(model, source, prompt):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with (
+        joblib.parallel_config("loky", n_jobs=2),
+        pytest.raises(RuntimeError, match=r"a worker died.*is kept in .*another call goes on"),
+    ):
+        run = {"model": str(folder), "folder": tmp_path} | FAST
+        tfkit.evaluate({"bad": die}, TASKS[:2], brightness, **run)

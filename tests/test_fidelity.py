@@ -273,6 +273,7 @@ TOKENS, TRACKS = torch.rand(2, 9, 4), torch.rand(3, 5, 2)
         ("structure_distance", (TOKENS, TOKENS[:, :8]), r"edit is \(2, 9, 4\), source \(2, 8, 4\)"),
         ("structure_distance", (TOKENS[0], TOKENS), r"edit is \(9, 4\); expected tokens"),
         ("structure_distance", (TOKENS, None), r"source is NoneType; expected tokens"),
+        ("structure_distance", (TOKENS, TOKENS * math.nan), r"source holds NaN or infinity"),
         ("motion_fidelity", (TRACKS, TRACKS[:2]), r"edit is \(3, 5, 2\), source \(2, 5, 2\)"),
         ("motion_fidelity", (TRACKS[:1], TRACKS[:1]), r"over the same frames, two at least"),
         ("motion_fidelity", (TOKENS, TOKENS), r"expected tracks \(f, m, 2\)"),

@@ -1,7 +1,6 @@
 """The bootstrap, against what is known of means."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -12,14 +11,7 @@ from hypothesis import strategies as st
 from tfkit.intervals import bootstrap
 
 
-@pytest.fixture(params=["scipy", "numpy"])
-def engine(request, monkeypatch):
-    if request.param == "numpy":
-        monkeypatch.setitem(sys.modules, "scipy.stats", None)
-    return request.param
-
-
-def test_the_interval_is_about_the_normal_one_and_narrows_with_the_level(engine):
+def test_the_interval_is_about_the_normal_one_and_narrows_with_the_level():
     values = np.random.default_rng(0).normal(3, 2, 400)
     mean, low, high = bootstrap(values)
     half = 1.96 * values.std() / math.sqrt(len(values))
@@ -30,7 +22,7 @@ def test_the_interval_is_about_the_normal_one_and_narrows_with_the_level(engine)
     assert low < narrow.low < mean < narrow.high < high
 
 
-def test_it_covers_the_truth_as_often_as_it_says(engine):
+def test_it_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(1)
     covered = 0
     for seed in range(200):
@@ -39,17 +31,17 @@ def test_it_covers_the_truth_as_often_as_it_says(engine):
     assert 0.7 < covered / 200 < 0.9
 
 
-def test_one_seed_one_result(engine):
+def test_one_seed_one_result():
     values = np.random.default_rng(0).random(20).tolist()
     assert bootstrap(values, seed=3) == bootstrap(values, seed=3) != bootstrap(values, seed=4)
     assert bootstrap(v for v in values) == bootstrap(values)
 
 
-def test_equal_values_are_certain(engine):
+def test_equal_values_are_certain():
     assert bootstrap([0.1] * 3) == (0.1, 0.1, 0.1)
 
 
-def test_all_resamples_of_two_values_lie_between_them(engine):
+def test_all_resamples_of_two_values_lie_between_them():
     found = bootstrap([0, 1])
     assert found.mean == 0.5 and 0 <= found.low <= 0.5 <= found.high <= 1
     assert str(found) == f"0.5 [{found.low:.4g}, {found.high:.4g}]"

@@ -108,12 +108,6 @@ def test_any_dtype(dtype):
     assert token_consistency(tokens, matches_by_field(tokens)) == pytest.approx(1, abs=1e-6)
 
 
-def test_nan_tokens_are_not_passed_over():
-    tokens, found = shifted(), matches_by_flow(*flow_of(8, 0), (4, 6))
-    tokens[3] = math.nan
-    assert math.isnan(token_consistency(tokens, found))
-
-
 @settings(max_examples=20, deadline=None)
 @given(st.integers(2, 4), st.integers(1, 9), st.integers(0, 10**6))
 def test_own_place_in_a_still_video_is_one_and_nothing_exceeds_it(f, n, seed):
@@ -168,3 +162,25 @@ TOKENS, FOUND = shifted(), matches_by_flow(*flow_of(8, 0), (4, 6))
 def test_what_does_not_fit_is_refused(name, arguments, message, unchecked):
     with pytest.raises(ValueError, match=message):
         bare(getattr(matches, name))(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (torch.empty(0, 2, dtype=torch.long), "0 pairs of 4 frames; expected some"),
+        ([], "0 pairs of 4 frames; expected some"),
+        ([[0.9, 1.9]], "pairs of torch.float32; expected whole numbers"),
+    ],
+)
+def test_pairs_that_are_none_are_refused(pairs, message):
+    with pytest.raises(ValueError, match=message):
+        bare(matches_by_field)(shifted(), pairs)
+
+
+def test_tokens_of_nan_are_refused():
+    tokens = shifted()
+    found = matches_by_field(tokens)
+    tokens[1, 2] = math.nan
+    for call in (matches_by_field, lambda x: token_consistency(x, found)):
+        with pytest.raises(ValueError, match="tokens hold NaN or infinity"):
+            call(tokens)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tfkit.diffusion import LatentDiffusion
-from tfkit.finding import PARTS, PICKLED, listing
+from tfkit.finding import PARTS, PICKLED, listing, parts_of
 from tfkit.libraries import explained, quietly
 from tfkit.loading import as_ddim
 from tfkit.overflow import HALF
@@ -27,9 +27,10 @@ from tfkit.overflow import HALF
 def from_pipeline(pipeline: Any, *, name: str = "") -> LatentDiffusion:
     """The model of a StableDiffusionPipeline or its kin (XL, depth), adapters and all.
 
-    Its parts are shared, not copied, and set to evaluation; its scheduler is left and a DDIM
-    schedule made of its config. A VAE in half precision is copied to float32. Raises ValueError for
-    a pipeline without the parts of a Stable Diffusion.
+    Its parts are shared, not copied, set to evaluation and frozen (no gradients), as weights are
+    never trained here; its scheduler is left and a DDIM schedule made of its config. A VAE in half
+    precision is copied to float32. Raises ValueError for a pipeline without the parts of a Stable
+    Diffusion, and for one that reads more than latents, as inpainting does.
     """
     missing = [part for part in PARTS if getattr(pipeline, part, None) is None]
     if missing:
@@ -37,6 +38,7 @@ def from_pipeline(pipeline: Any, *, name: str = "") -> LatentDiffusion:
             f"{type(pipeline).__name__} has no {missing[0]}; expected a diffusers pipeline with "
             f"{', '.join(PARTS)}, such as StableDiffusionPipeline"
         )
+    parts_of(name or type(pipeline).__name__, pipeline.unet.config)
     second = (getattr(pipeline, part, None) for part in ("text_encoder_2", "tokenizer_2"))
     vae = pipeline.vae
     if vae.dtype in HALF:

@@ -13,7 +13,7 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place when all went well, and vanishes if not.
 
-    A folder takes the place of a folder, whole, which has it again if anything comes between; a
+    A folder replaces a folder as a whole, which is put back if that fails midway; a
     file never takes that of a folder, and is on the disk before it has its name. What a link leads
     to is replaced, and not the link. Missing parent folders are made.
     """

@@ -44,6 +44,15 @@ def check_mask(frames: Tensor, mask: object) -> None:
         raise ValueError(f"mask is {got}; frames of {tuple(frames.shape)} need torch.bool {wanted}")
 
 
+def check_flow(flow: Tensor, visible: Tensor) -> None:
+    """Raises ValueError unless flow is (s, 2, h, w) and its visibility (s, h, w)."""
+    if flow.ndim != 4 or flow.shape[1] != 2 or visible.shape != flow[:, 0].shape:
+        raise ValueError(
+            f"flow is {tuple(flow.shape)}, visible {tuple(visible.shape)}; "
+            "expected (s, 2, h, w) and (s, h, w)"
+        )
+
+
 def check_latents(latents: Tensor) -> None:
     """Raises ValueError unless ``latents`` are floats (f, 4, h, w), finite, one frame or more."""
     if not isinstance(latents, Tensor):

@@ -10,6 +10,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,7 +34,7 @@ from tfkit.measured_source import FLOWS
 from tfkit.menagerie.tasks import Task
 from tfkit.portable import Meter, Portable, findable
 from tfkit.records import open_folder
-from tfkit.scores import Score, ScoreTable, over_clips, settings_of
+from tfkit.scores import Score, ScoreTable, one_way, over_clips, settings_of
 from tfkit.settings import check_choice, check_whole
 
 if TYPE_CHECKING:
@@ -92,8 +93,10 @@ def evaluate(
     computed: what was killed, what failed, and whatever is asked for with other settings, other
     pixels, other weights, other code of yours or another version of tfkit, which is never mixed
     with what was there. (Numbers, text, tensors and models that your code reads as globals count;
-    functions that it calls are not looked at.) A kill costs the edit that was running, and its
-    clip's inversion. Workers on other machines must see the folder too.
+    functions that it calls are not looked at.) A metric that is asked for later measures an edit
+    made anew, so that a method of your own should give the same each time; nor may it, or a metric,
+    write into the clip or the source, which others are given too. A kill costs the edit that was
+    running, and its clip's inversion. Workers on other machines must see the folder too.
 
     n_jobs: how many clips at once, by default what `joblib.parallel_config` says, or one. Threads
     take turns with a model; processes have one each.
@@ -102,10 +105,10 @@ def evaluate(
     seconds (of a clip's edits that carry tokens, the first reads the source for those that follow),
     and as `change` the attribute that the prompt changes (empty: of your own clips). An edit that
     fails has no values (NaN) but an error, is told in a warning at the end, and stops no other; of
-    an edit on which a function of your own fails, only that metric has none. errors="raise" stops
-    at once, and so does a folder that cannot be written (OSError). Raises ValueError for settings
-    that cannot be meant, and RuntimeError where not one edit succeeds. Warns of metrics that were
-    named and that no edit has.
+    an edit on which a function of your own fails, or returns NaN, only that metric has none.
+    errors="raise" stops at once, and so does a folder that cannot be written (OSError). Raises
+    ValueError for settings that cannot be meant, and RuntimeError where not one edit succeeds, or a
+    worker dies. Warns of metrics that were named and that no edit has.
     """
     pandas = need_pandas("tfkit.evaluate")
     methods = {
@@ -134,9 +137,18 @@ def evaluate(
             for i, (_, clip, changes) in enumerate(clips)
         )  # fmt: skip
         pool = Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")
-        for i, found in pool(jobs):
-            results[i] = found
-            bar.update(max(0, sum(map(len, results)) - bar.n))  # other processes' edits
+        try:
+            for i, found in pool(jobs):
+                results[i] = found
+                bar.update(max(0, sum(map(len, results)) - bar.n))  # other processes' edits
+        except BrokenExecutor as error:
+            kept = "nothing was kept, for want of a folder" if place is None else (
+                f"what was finished is kept in {str(folder)!r}, and another call goes on from it"
+            )  # fmt: skip
+            raise RuntimeError(
+                "a worker died: it was killed, or memory ran out, which fewer jobs (n_jobs) need "
+                f"less of; {kept}"
+            ) from error
     edits = [
         {"method": method, "clip": name, "prompt": change.prompt, "change": change.kind} | result
         for (name, _, changes), found in zip(clips, results, strict=True)
@@ -212,11 +224,7 @@ def difference(
             f"methods of the table: {', '.join(map(repr, rows.method.unique())) or 'none has it'}"
         )
     rows = rows[rows.method.isin([first, second])]
-    ways = rows["measured_with"].unique()
-    if len(ways) > 1:
-        raise ValueError(
-            f"{metric} was measured with {ways[0]!r} and {ways[1]!r}; expected one way"
-        )
+    one_way(metric, rows["measured_with"])
     edits = rows.pivot_table("value", ["clip", "prompt"], "method").dropna()
     clips = edits.groupby("clip").mean()
     return bootstrap(clips[first] - clips[second], **settings)
@@ -278,9 +286,5 @@ def _rows(edits: list[dict], asked: list[str]) -> list[dict]:
 
 def _mean(metric: str, rows: "pandas.DataFrame") -> Score:
     """One clip's score, of all its prompts."""
-    ways = list(dict.fromkeys(rows["measured_with"]))
-    if len(ways) > 1:
-        raise ValueError(
-            f"{metric} was measured with {ways[0]!r} and {ways[1]!r}; expected one way"
-        )
-    return Score(metric, float(rows["value"].mean()), settings_of(ways[0]))
+    how = one_way(metric, rows["measured_with"])
+    return Score(metric, float(rows["value"].mean()), settings_of(how))

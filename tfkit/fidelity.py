@@ -138,6 +138,8 @@ def structure_distance(
     """
     for name, tokens in (("edit", edit), ("source", source)):
         _check_3d(name, tokens, "tokens (f, n, d)")
+        if not torch.isfinite(tokens).all():
+            raise ValueError(f"{name} holds NaN or infinity; expected finite values")
     if edit.shape[:2] != source.shape[:2]:
         raise ValueError(
             f"edit is {tuple(edit.shape)}, source {tuple(source.shape)}; expected as many frames "

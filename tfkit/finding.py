@@ -6,8 +6,9 @@ too. Pickled weights are refused before they are fetched.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
@@ -146,6 +147,14 @@ def _check_unet(name: str | Path, folder: Path) -> tuple[str, ...]:
     """The parts that belong to a UNet. Raises ValueError unless it is a Stable Diffusion's."""
     with explained("unet", folder.parent):
         config = json.loads((folder / "config.json").read_text())
+    return parts_of(name, config)
+
+
+def parts_of(name: str | Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parts that belong to a UNet of this configuration.
+
+    Raises ValueError unless it is a Stable Diffusion's.
+    """
     channels, added = config.get("in_channels", 4), config.get("addition_embed_type")
     if channels not in (4, 5) or added not in (None, "text_time"):
         raise ValueError(

@@ -31,8 +31,7 @@ def bootstrap(
 
     values: numbers or scores, one a clip. Clips are drawn with replacement, as many as there are,
     `resamples` times; the interval is bias-corrected and accelerated (BCa: Efron, JASA 1987), or,
-    where scipy is missing or BCa is undefined (almost all values equal), between percentiles. One
-    seed, one result.
+    where that is undefined (almost all values equal), between percentiles. One seed, one result.
     Raises ValueError for fewer than two values, for any that is not finite, and settings out of
     range.
     """
@@ -50,32 +49,22 @@ def bootstrap(
     if np.ptp(values) == 0:
         return Interval(*[float(values[0])] * 3)
     mean = math.fsum(values) / len(values)
-    ends = _bca(values, resamples, level, seed) or _percentiles(values, resamples, level, seed)
+    ends = _ends(values, "BCa", resamples, level, seed)
+    if not all(map(math.isfinite, ends)):
+        ends = _ends(values, "percentile", resamples, level, seed)
     return Interval(mean, *ends)
 
 
-def _bca(values: np.ndarray, resamples: int, level: float, seed: int) -> tuple[float, float] | None:
-    try:
-        from scipy.stats import DegenerateDataWarning  # scipy comes with scikit-learn
-        from scipy.stats import bootstrap as resampled
-    except ImportError:
-        return None
+def _ends(
+    values: np.ndarray, method: str, resamples: int, level: float, seed: int
+) -> tuple[float, float]:
+    from scipy.stats import DegenerateDataWarning  # slow to import, and needed only here
+    from scipy.stats import bootstrap as resampled
+
     settings = {"n_resamples": resamples, "confidence_level": level, "batch": _BATCH}
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)
         found = resampled(
-            (values,), np.mean, random_state=np.random.default_rng(seed), **settings
+            (values,), np.mean, method=method, random_state=np.random.default_rng(seed), **settings
         ).confidence_interval
-    ends = float(found.low), float(found.high)
-    return ends if all(map(math.isfinite, ends)) else None
-
-
-def _percentiles(
-    values: np.ndarray, resamples: int, level: float, seed: int
-) -> tuple[float, float]:
-    rng, means = np.random.default_rng(seed), []
-    for start in range(0, resamples, _BATCH):
-        shape = (min(_BATCH, resamples - start), len(values))
-        means.append(values[rng.integers(len(values), size=shape)].mean(1))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return float(found.low), float(found.high)

@@ -6,6 +6,7 @@ measuring reads of it, one edit.
 
 import functools
 import itertools
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -79,10 +80,10 @@ def run(job: Job) -> tuple[int, list[dict]]:
         dino = functools.partial(load_dino, device=str(model.device))
         structure = once("structure", dino, str(structure))
     with TURN:
-        bench = Bench(job, model, judge, structure)
+        at_work = ClipAtWork(job, model, judge, structure)
         found = []
         for change, how in itertools.product(job.changes, job.methods.values()):
-            found.append(bench.result(change.prompt, how))
+            found.append(at_work.result(change.prompt, how))
             job.meter.tick()
     return job.number, found
 
@@ -95,11 +96,11 @@ def _told(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _kept(make: Callable[["Bench"], T]) -> Callable[["Bench"], T]:
+def _kept(make: Callable[["ClipAtWork"], T]) -> Callable[["ClipAtWork"], T]:
     """A method that is called once at the most: what it returned, or raised, stays."""
 
     @functools.wraps(make)
-    def kept(self: "Bench") -> T:
+    def kept(self: "ClipAtWork") -> T:
         if make not in self.made:
             try:
                 self.made[make] = make(self), None
@@ -113,7 +114,7 @@ def _kept(make: Callable[["Bench"], T]) -> Callable[["Bench"], T]:
     return kept
 
 
-class Bench:
+class ClipAtWork:
     """A job at work: its clip, trajectory and scorer, made when they are first needed."""
 
     def __init__(self, job: Job, model: LatentDiffusion, judge: CLIP, structure: Reader | None):
@@ -183,7 +184,10 @@ class Bench:
         for name, metric in job.own.items():
             called = getattr(metric, "__qualname__", type(metric).__qualname__)
             try:
-                scores[name] = _plain(metric(frames, clip, prompt), f"function: {called}")
+                found = _plain(metric(frames.clone(), clip, prompt), f"function: {called}")
+                if math.isnan(found["value"]):
+                    raise ValueError("it returned NaN")
+                scores[name] = found
             except Exception as error:
                 if job.stop:
                     raise

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tfkit.checks import check_flow
 from tfkit.correspondence import follow, nearest_neighbors
 from tfkit.tracks import Size, token_centers
 
@@ -53,10 +54,12 @@ def matches_by_field(
     index, valid = [], []
     for before, after in pairs.tolist():
         found = nearest_neighbors(tokens[before], tokens[after]).index
-        back = nearest_neighbors(tokens[after], tokens[before]).index
-        home = back[found] == torch.arange(n, device=found.device)
+        known = torch.ones_like(found, dtype=torch.bool)
+        if mutual:
+            back = nearest_neighbors(tokens[after], tokens[before]).index
+            known = back[found] == torch.arange(n, device=found.device)
         index.append(found)
-        valid.append(home if mutual else torch.ones_like(home))
+        valid.append(known)
     return Matches(
         pairs, torch.stack(index), torch.stack(valid), "mutual field" if mutual else "field"
     )
@@ -75,11 +78,7 @@ def matches_by_flow(
     nearest to it and becomes the token that covers the place it comes to; known where that pixel is
     visible and the place is in the picture. Raises ValueError for shapes that do not fit.
     """
-    if flow.ndim != 4 or flow.shape[1] != 2 or visible.shape != flow[:, 0].shape:
-        raise ValueError(
-            f"flow is {tuple(flow.shape)}, visible {tuple(visible.shape)}; "
-            "expected (s, 2, h, w) and (s, h, w)"
-        )
+    check_flow(flow, visible)
     (rows, columns), (h, w) = grid, flow.shape[-2:]
     if min(grid) < 1 or rows > h or columns > w or not len(flow):
         raise ValueError(f"grid={grid!r}: expected (rows, columns) within pictures of {h} x {w}")
@@ -152,17 +151,20 @@ def _check_tokens(tokens: object) -> Tensor:
     if not isinstance(tokens, Tensor) or tokens.ndim != 3 or 0 in tokens.shape:
         got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
         raise ValueError(f"tokens: {got}; expected (f, n, d), as tfkit.extract_tokens returns")
+    if not torch.isfinite(tokens).all():
+        raise ValueError("tokens hold NaN or infinity; expected finite values")
     return tokens
 
 
 def _check_pairs(pairs: Tensor | Iterable[Sequence[int]], frames: int) -> Int[Tensor, "p 2"]:
-    pairs = torch.as_tensor(
-        pairs if isinstance(pairs, Tensor) else [tuple(pair) for pair in pairs], dtype=torch.long
-    )
-    if pairs.ndim != 2 or pairs.shape[1] != 2:
+    pairs = torch.as_tensor(pairs if isinstance(pairs, Tensor) else [tuple(pair) for pair in pairs])
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):
         raise ValueError(
             f"{len(pairs)} pairs of {frames} frames; expected some, each (before, after)"
         )
+    if pairs.is_floating_point() or pairs.is_complex() or pairs.dtype == torch.bool:
+        raise ValueError(f"pairs of {pairs.dtype}; expected whole numbers, indices of frames")
+    pairs = pairs.long()
     if pairs.min() < 0 or pairs.max() >= frames:
         raise ValueError(
             f"pairs span {pairs.min()} to {pairs.max()}; expected frames from 0 to {frames - 1}"

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tfkit.checks import check_mask, check_pair
+from tfkit.checks import check_flow, check_mask, check_pair
 from tfkit.video import Clip, as_frames, to_uint8
 
 
@@ -167,11 +167,7 @@ def resize_flow(
 
     A point stays visible where all points it is drawn from are.
     """
-    if flow.ndim != 4 or flow.shape[1] != 2 or visible.shape != flow[:, 0].shape:
-        raise ValueError(
-            f"flow is {tuple(flow.shape)}, visible {tuple(visible.shape)}; "
-            "expected (n, 2, h, w) and (n, h, w)"
-        )
+    check_flow(flow, visible)
     if np.ndim(size) != 1 or len(size) != 2 or min(size) < 1:
         raise ValueError(f"size={size!r}; expected (h, w)")
     h, w = size

@@ -42,9 +42,9 @@ class PerFrame:
         return None
 
     def check(self, keyframes: Tensor, frames: int) -> None:
-        raise ValueError("PerFrame takes no keyframes; leave them out")
+        raise ValueError(f"{type(self).__name__} takes no keyframes; leave them out")
 
-    def attention(self, branches: int, source: bool) -> None:
+    def attention(self, branches: int, source: bool) -> Any:
         return None
 
     def predict(
@@ -115,19 +115,11 @@ class ExtendedAttention:
 
 
 @dataclass(frozen=True)
-class FirstFrame:
+class FirstFrame(PerFrame):
     """Cross-frame attention: each frame attends to the first one only, not even to itself.
 
     Text2Video-Zero's way to one look for all frames (Khachatryan et al., ICCV 2023, eq. 8).
     """
-
-    reads_source = False
-
-    def draw(self, frames: int, steps: int, seed: int) -> None:
-        return None
-
-    def check(self, keyframes: Tensor, frames: int) -> None:
-        raise ValueError("FirstFrame takes no keyframes; leave them out")
 
     def attention(self, branches: int, source: bool) -> FirstAttention:
         return FirstAttention(branches, source)

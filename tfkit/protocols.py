@@ -51,7 +51,7 @@ class Propagation(Protocol):
         ...
 
     def attention(self, branches: int, source: bool) -> Any:
-        """The self-attention processor for the whole edit, or None for the model's own."""
+        """The self-attention processor of one step, or None for the model's own."""
         ...
 
     def predict(

@@ -49,6 +49,8 @@ def describe(value: Any, inside: tuple[int, ...] = ()) -> Any:
     if id(value) in inside:  # a function that calls itself, say
         return "itself"
     known = functools.partial(describe, inside=(*inside, id(value)))
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":  # of text or objects
+        return {"shape": list(value.shape), "values": known(value.tolist())}
     if isinstance(value, Tensor | np.ndarray):
         tensor = torch.as_tensor(value)
         return {"shape": list(tensor.shape), "dtype": str(tensor.dtype), "digest": digest(tensor)}

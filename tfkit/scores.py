@@ -79,6 +79,16 @@ def settings_of(measured_with: str) -> dict[str, str]:
     return {name: value for name, _, value in (pair.partition(": ") for pair in pairs)}
 
 
+def one_way(metric: str, measured_with: Iterable[str]) -> str:
+    """What all values of a metric were measured with. ValueError where it was not the same."""
+    first, *others = dict.fromkeys(measured_with)
+    if others:
+        raise ValueError(
+            f"{metric} was measured with {first!r} and with {others[0]!r}; expected one way"
+        )
+    return first
+
+
 def over_clips(
     rows: Iterable[Mapping[str, Score]],
     *,
@@ -98,11 +108,7 @@ def over_clips(
     out = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         scores = [row[name] for row in rows if name in row]
-        ways = list(dict.fromkeys(score.measured_with for score in scores))
-        if len(ways) > 1:
-            raise ValueError(
-                f"{name} was measured with {ways[0]!r} and with {ways[1]!r}; expected one way"
-            )
+        one_way(name, (score.measured_with for score in scores))
         values = [float(score) for score in scores]
         mean, interval = sum(values) / len(values), None
         if len(values) > 1 and all(map(math.isfinite, values)):

@@ -37,7 +37,7 @@ class SourceCache:
 
     def __init__(self, folder: str | Path | None = None, budget: int = BUDGET):
         self.folder, self.budget = None if folder is None else Path(folder), budget
-        self.warned: set[str] = set()  # the keys that it was said of that the budget is too small
+        self.warned: set[str] = set()  # keys told of: too large for the budget
         self._memory: dict[str, dict[tuple[int, int | None], Features]] = {}
 
     def get(self, key: str, t: int) -> "KeptStep | None":

@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tfkit.checks import check_flow
 from tfkit.correspondence import similarity, widened
 from tfkit.video import size_of
 
@@ -158,11 +159,7 @@ def follow_flow(
     Flow is read between pixels bilinearly, visibility at the nearest one. Frames are one more than
     steps; in pixels, float64. Raises ValueError for shapes that do not fit.
     """
-    if flow.ndim != 4 or flow.shape[1] != 2 or visible.shape != flow[:, 0].shape:
-        raise ValueError(
-            f"flow is {tuple(flow.shape)}, visible {tuple(visible.shape)}; "
-            "expected (s, 2, h, w) and (s, h, w)"
-        )
+    check_flow(flow, visible)
     h, w = flow.shape[-2:]
     here = points.device
     limits = torch.tensor([w - 1, h - 1], dtype=torch.float64, device=here)
