@@ -16,6 +16,7 @@ from PIL import Image
 from pipelines import moving_latents
 
 import tfkit
+from tfkit.swapping import rebuild, rebuild_from_latents
 from tfkit.video import resize
 
 LAYER = "up_blocks.1.attentions.1.transformer_blocks.0.attn1"
@@ -396,6 +397,28 @@ FILES = {
         r"timesteps start with \(700, 3\), this model's with \(501, 1\).*invert with this one",
     ),
 }
+for who, call in {
+    "inverting": lambda m, s: tfkit.invert(m, FRAMES),
+    "reconstructing": lambda m, s: tfkit.reconstruct(m, s),
+    "editing": lambda m, s: tfkit.edit(m, s, "a dog"),
+    "a session": lambda m, s: tfkit.EditSession(m, s, "a dog"),
+    "generating": lambda m, s: tfkit.generate(m, "a dog"),
+    "noising": lambda m, s: tfkit.tokens.noised(m, FRAMES),
+    "reading tokens": lambda m, s: tfkit.extract_tokens(m, s, timestep=501, layers=LAYER),
+    "swapping": lambda m, s: rebuild(m, s),
+    "swapping latents": lambda m, s: rebuild_from_latents(m, FRAMES),
+    "looking ahead": lambda m, s: tfkit.preflight(m, FRAMES, "a dog"),
+    "a LoRA": lambda m, s: tfkit.load_lora(m, "lora.safetensors"),
+    "an embedding": lambda m, s: tfkit.load_embedding(m, "word.safetensors"),
+}.items():
+    MODEL[f"{who} with a name"] = (
+        lambda m, s, d, call=call: call("menagerie", s),
+        r"model is 'menagerie'; expected a LatentDiffusion: tfkit\.load\(\) returns one",
+    )
+    MODEL[f"{who} with a pipeline"] = (
+        lambda m, s, d, call=call: call(SimpleNamespace(unet=m.unet, vae=m.vae), s),
+        r"model is a SimpleNamespace; expected a .*: tfkit\.from_pipeline\(pipeline\) makes one",
+    )
 MISSING = {
     "read nothing": (lambda m, s, d: tfkit.read_video("no.mp4"), r"'no\.mp4' does not exist"),
     "load nothing": (

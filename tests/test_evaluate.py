@@ -813,7 +813,7 @@ def test_a_metric_of_nan_is_one_that_failed(evaluate, tmp_path):
     def mine(frames, clip, prompt):
         return float("nan") if prompt == TASKS[0].prompts[1] else 1.0
 
-    with pytest.warns(UserWarning, match=r"1 of 3 edits were not(.|\n)*it returned NaN"):
+    with pytest.warns(UserWarning, match=r"1 of 3 edits were not(.|\n)*returned NaN"):
         found = evaluate({"good": same}, TASKS[:1], mine, folder=tmp_path)
     assert found.error.str.contains("NaN").tolist() == [False, True, False]
     with pytest.warns(UserWarning, match="left out of the means"):

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tfkit.diffusion import LatentDiffusion
+from tfkit.diffusion import LatentDiffusion, check_model
 from tfkit.finding import PARTS, PICKLED, listing, parts_of
 from tfkit.libraries import explained, quietly
 from tfkit.loading import as_ddim
@@ -61,6 +61,7 @@ def load_lora(
     does. Raises ImportError without it, FileNotFoundError where nothing is found, ValueError for
     weights that are pickled, damaged or fit no layer of this model.
     """
+    check_model(model)
     if importlib.util.find_spec("peft") is None:
         raise ImportError(
             "a LoRA is read through diffusers, which needs peft for it; install it with "
@@ -92,6 +93,7 @@ def load_embedding(
     where nothing is found, ValueError for weights that are pickled, damaged or do not fit, and for
     a token that is in the vocabulary already.
     """
+    check_model(model)
     state, place = _read(weights, "learned_embeds.safetensors")
     changed = _copies(model, "text_encoder") | _copies(model, "tokenizer")
     pipeline = _pipeline(replace(model, **changed))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tfkit import prompts
 from tfkit.cost import Cost, cost_of
-from tfkit.diffusion import LatentDiffusion
+from tfkit.diffusion import LatentDiffusion, check_model
 from tfkit.inversion import reconstruct
 from tfkit.loading import MENAGERIE
 from tfkit.memory import available_memory
@@ -113,6 +113,7 @@ def preflight(
     :func:`tfkit.edit`.
     Raises ValueError for settings out of range.
     """
+    check_model(model)
     plan = Plan(prompt, negative_prompt, guidance, method, propagation)
     batch = check_whole("batch", batch)
     check_whole("fixed_point", fixed_point, least=0)

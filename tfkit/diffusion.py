@@ -22,7 +22,7 @@ from tfkit.settings import check_whole
 from tfkit.spots import digest_spots
 from tfkit.video import Clip
 
-__all__ = ["LatentDiffusion", "NonFiniteError", "check_depth"]
+__all__ = ["LatentDiffusion", "NonFiniteError", "check_depth", "check_model"]
 
 # What a configuration sets that no weight shows. Named, since diffusers' releases add their own.
 _SILENT = ("scaling_factor", "attention_head_dim", "num_attention_heads", "norm_num_groups",
@@ -227,6 +227,16 @@ class LatentDiffusion:
             digest.update("".join([silent, *hooks.switches(part)]).encode())
         digest.update(digest_spots(values))
         return digest.hexdigest()[:16]
+
+
+def check_model(model: object) -> None:
+    """Raises ValueError for anything but a model, with what makes one of it."""
+    if isinstance(model, LatentDiffusion):
+        return
+    pipeline = hasattr(model, "unet") and hasattr(model, "vae")
+    makes = "tfkit.from_pipeline(pipeline) makes one" if pipeline else "tfkit.load() returns one"
+    given = repr(model) if model is None or isinstance(model, str) else f"a {type(model).__name__}"
+    raise ValueError(f"model is {given}; expected a LatentDiffusion: {makes}")
 
 
 def check_depth(model: LatentDiffusion, depth: Tensor | None) -> None:

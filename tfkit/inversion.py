@@ -19,7 +19,7 @@ from tfkit.ascent import Ascent, Predict, Predictor, SourceReader
 from tfkit.checks import check_frames, check_latents
 from tfkit.conditions import latent_depth
 from tfkit.control import Controlled, ControlNet
-from tfkit.diffusion import LatentDiffusion, check_depth
+from tfkit.diffusion import LatentDiffusion, check_depth, check_model
 from tfkit.lineage import lineage_of
 from tfkit.memory import fitting
 from tfkit.methods import Moment
@@ -78,6 +78,7 @@ def invert(
     that belongs to something else; NonFiniteError where the model overflows, MemoryError where
     memory runs out even with batch=1.
     """
+    check_model(model)
     given, size = _checked(frames_or_latents)
     check_whole("fixed_point", fixed_point, least=0)
     check_choice("predictor", predictor, get_args(Predictor))
@@ -235,6 +236,7 @@ def check_fits(model: LatentDiffusion, source: Trajectory) -> None:
     Fine-tunes, adapters and other precisions are kin: see :mod:`tfkit.lineage`. A trajectory that
     does not know its model is taken for one of this one.
     """
+    check_model(model)
     if not isinstance(source, Trajectory):
         raise ValueError(
             f"source is a {type(source).__name__}; expected a Trajectory, as tfkit.invert returns"

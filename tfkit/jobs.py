@@ -186,7 +186,7 @@ class ClipAtWork:
             try:
                 found = _plain(metric(frames.clone(), clip, prompt), f"function: {called}")
                 if math.isnan(found["value"]):
-                    raise ValueError("it returned NaN")
+                    raise ValueError(f"metric {name!r} returned NaN; expected a number")
                 scores[name] = found
             except Exception as error:
                 if job.stop:

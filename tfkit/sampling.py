@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tfkit.diffusion import LatentDiffusion
+from tfkit.diffusion import LatentDiffusion, check_model
 from tfkit.memory import fitting
 from tfkit.overflow import NonFiniteError
 from tfkit.settings import check_guidance, check_seed, check_whole
@@ -81,6 +81,7 @@ def generate(
     batch.
     Raises ValueError for bad values, NonFiniteError where the model overflows.
     """
+    check_model(model)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise ValueError("prompts is empty; expected one text or more")

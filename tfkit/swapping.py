@@ -21,7 +21,7 @@ from tfkit import hooks
 from tfkit.attention import attend, project
 from tfkit.checks import check_frames
 from tfkit.correspondence import nearest_neighbors
-from tfkit.diffusion import LatentDiffusion
+from tfkit.diffusion import LatentDiffusion, check_model
 from tfkit.inversion import check_fits
 from tfkit.memory import fitting
 from tfkit.sampling import sample
@@ -140,6 +140,7 @@ def rebuild_from_latents(
     model: LatentDiffusion, frames: Clip | Tensor, *, key: int = 0
 ) -> Float[Tensor, "f 3 h w"]:
     """The baseline in the VAE: every latent replaced by the most similar one of frame ``key``."""
+    check_model(model)
     frames = check_frames(frames)
     return model.decode(_swapped(model.encode(frames), key, 1), size=size_of(frames))
 

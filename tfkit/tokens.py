@@ -21,7 +21,7 @@ from torch import Tensor
 from tfkit import hooks
 from tfkit.checks import check_latents
 from tfkit.conditions import latent_depth
-from tfkit.diffusion import LatentDiffusion
+from tfkit.diffusion import LatentDiffusion, check_model
 from tfkit.files import claimed
 from tfkit.inversion import check_kin
 from tfkit.memory import fitting
@@ -86,6 +86,7 @@ def noised(
     Nothing is inverted. depth: (f, h, w), for a model that reads it.
     Raises ValueError for other shapes and for an ensemble below 1.
     """
+    check_model(model)
     check_whole("ensemble", ensemble)
     seed = check_seed(seed)
     given = frames_or_latents.frames if isinstance(frames_or_latents, Clip) else frames_or_latents
@@ -118,6 +119,7 @@ def extract_features(
     a trajectory of another model, and for a folder that belongs to something else or is in use;
     OSError where it cannot be written.
     """
+    check_model(model)
     check_choice("kind", kind, KINDS)
     batch = check_whole("batch", batch)
     if not isinstance(source, Trajectory | Noised):

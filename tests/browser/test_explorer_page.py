@@ -165,7 +165,7 @@ def test_a_finger_probes_and_pins_with_the_button(explorer, opened, tmp_path):
     x, y = corner(page)
     page.touchscreen.tap(x + 40, y + 100)
     assert last(page, f"e.probe[1] !== {frame[1]}")["tracks"] == []
-    page.get_by_role("button", name="Pin", exact=True).tap()
+    page.get_by_role("button", name="Pin", exact=True).click()
     last(page, "e.tracks.length === 1")
     root = "document.documentElement"
     assert page.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")

@@ -90,7 +90,7 @@ def test_three_films_play_in_step_and_reduced_motion_waits(show, study):
 
 def test_an_answer_nobody_takes_is_told_and_fits_a_phone(show):
     page = show(viewport={"width": 360, "height": 640}, has_touch=True)
-    page.get_by_role("button", name="The left video").tap()
+    page.get_by_role("button", name="The left video").click()
     page.get_by_text("NOT SAVED: “left” for question 1").wait_for()
     root = "document.documentElement"
     assert page.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")
