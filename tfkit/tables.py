@@ -53,8 +53,12 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     for way, propagation in _WAYS.items()
     if name == "PnP" or way != "first frame"
 }
-FURTHER = {  # edited when named: the paper's own interval, of 8 frames a single keyframe a step
-    "PnP, TokenFlow, interval 8": {**CONTENDERS["PnP, TokenFlow"], "propagation": TokenFlow(8)}
+_WIDE = {**CONTENDERS["PnP, TokenFlow"], "propagation": TokenFlow(8)}
+FURTHER = {  # edited when named: with the paper's own interval, of 8 frames a single keyframe a
+    # step, and with its guidance as well
+    "PnP, TokenFlow, interval 8": _WIDE,
+    "PnP, per frame, guidance 7.5": {**CONTENDERS["PnP, per frame"], "guidance": 7.5},
+    "PnP, TokenFlow, interval 8, guidance 7.5": {**_WIDE, "guidance": 7.5},
 }
 
 

@@ -63,6 +63,8 @@ def opened(chromium):
 
     yield open_page
     for context in contexts:
+        for page in context.pages:  # ipywidgets catches its views' errors, and says this instead
+            errors += page.get_by_text("Click to show javascript error").all()
         context.close()
     assert not errors
 

@@ -14,7 +14,7 @@ function render({ model, el }) {
   let drawing = 0, telling = 0, mean = null, cells = [], zoom = 1, shown = -1;
 
   const root = element(el, "div", { className: "tfkit-compare", role: "group" });
-  root.dataset.lmSuppressShortcuts = "true"; // or JupyterLab would take our keys for its own
+  keepKeys(root, listen);
   root.setAttribute("aria-label", `Comparison of ${names.join(", ")}: ${count} frames. ${HELP}`);
   root.setAttribute("aria-busy", "true");
   const bar = element(root, "div", { className: "bar" });
@@ -51,6 +51,7 @@ function render({ model, el }) {
       const value = tag === "select" || property === "checked" ? made[property] : made.valueAsNumber;
       if (value === value && made.checkValidity()) set(name, value); // no NaN of an empty field
     });
+    on(made, "change", () => { made[property] = model.get(name); }); // what was refused goes back
     follow(name, () => { if (made[property] !== String(model.get(name))) made[property] = model.get(name); });
     return made.parentElement;
   }
@@ -278,6 +279,7 @@ function render({ model, el }) {
     event.stopPropagation();
   });
 
+  addEventListener("resize", redraw, listen); // zoom may change the pixels alone
   const observer = new ResizeObserver(redraw);
   observer.observe(root);
   return () => {

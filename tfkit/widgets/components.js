@@ -3,6 +3,7 @@
 
 const CHANNELS = ["red", "green", "blue"];
 const PANELS = { film: "film", joint: "one basis for all frames", frame: "each frame's own basis" };
+const BRIEF = { film: "film", joint: "one basis", frame: "own bases" };
 const LINE = "#d55e00";
 const HELP = "Drag over a frame: the line of the slices; click: a whole row. On the frames: arrows "
   + "move the line (Shift: faster), [ and ] turn it, + and − change its length, H and V make it a "
@@ -17,7 +18,7 @@ function render({ model, el }) {
   let dragged = null;
 
   const root = element(el, "div", { className: "tfkit-components" });
-  root.dataset.lmSuppressShortcuts = "true"; // or JupyterLab would take our keys for its own
+  keepKeys(root, listen);
   const bar = element(root, "div", { className: "bar" });
   const mixer = element(root, "div", { className: "bar" });
   const canvas = element(root, "canvas", { tabIndex: 0 });
@@ -218,7 +219,8 @@ function render({ model, el }) {
       if (!cuts[name]) continue;
       low.fillStyle = ink;
       const words = `${PANELS[name]}: ${cuts[name].flicker.toFixed(3)} a frame`;
-      low.fillText(wide < 250 ? words.replace(/(one |'s own).*:/, "$1:") : words, left, top - 5);
+      const short = `${BRIEF[name]}: ${cuts[name].flicker.toFixed(3)}`; // where the panel is narrow
+      low.fillText(low.measureText(words).width > wide ? short : words, left, top - 5);
       stamp(low, cuts[name].image, left, top, wide, high);
       if (frame === undefined) continue;
       const px = left + share * wide, py = top + (frame + 0.5) * high / count;
@@ -362,6 +364,7 @@ function render({ model, el }) {
     cuts = null;
     redraw();
   });
+  addEventListener("resize", redraw, listen); // zoom may change the pixels alone
   const observer = new ResizeObserver(redraw);
   observer.observe(root);
   return () => {

@@ -7,6 +7,7 @@ from Python does what the menus do. A film is made at once, a picture by the mod
 import io
 from collections.abc import Callable
 from functools import partial
+from html import escape
 
 import ipywidgets as widgets
 import traitlets
@@ -18,6 +19,7 @@ from tfkit.menagerie import vocabulary, world
 from tfkit.sampling import generate
 from tfkit.video import resize, to_uint8
 from tfkit.widgets.kernel import where_cells_run
+from tfkit.widgets.picture import Picture
 from tfkit.widgets.twin import Twin
 
 OPEN = "(open)"  # what a menu says of what the caption does not
@@ -60,15 +62,15 @@ class CaptionComposer(Twin, widgets.VBox):
         }
         self._text = widgets.Text(description="caption", continuous_update=False)
         self._seeds = widgets.BoundedIntText(description="seed", min=0, max=2**31 - 1)
-        self._message = widgets.Label()
-        self._film, self._picture = (widgets.Image(width=ZOOM, height=ZOOM) for _ in range(2))
+        self._message = widgets.HTML()  # wraps, where a Label would push the menus away
+        self._film, self._picture = (Picture(width=ZOOM, height=ZOOM) for _ in range(2))
         self._film.format, self._picture.layout.display = "gif", "none"
         self._button = widgets.Button(description="Generate", disabled=model is None)
         self._button.tooltip = "Let the model paint this caption" if model else "No model was given"
         menus = widgets.VBox(tuple(self._menus.values()))
-        fields = widgets.VBox((self._text, self._seeds, self._button, self._message))
+        fields = widgets.VBox((self._text, self._seeds, self._button))
         pictures = widgets.HBox((self._film, self._picture))
-        super().__init__((widgets.HBox((menus, fields)), pictures))
+        super().__init__((widgets.HBox((menus, fields)), self._message, pictures))
         for menu in self._menus.values():
             menu.observe(self._chosen, "value")
         self._text.observe(self._typed, "value")
@@ -94,7 +96,7 @@ class CaptionComposer(Twin, widgets.VBox):
         try:
             self.caption = caption
         except traitlets.TraitError as error:
-            self._message.value = str(error)
+            self._message.value = escape(str(error))
         else:
             self._message.value = ""  # also where it is the one that was there before
 
@@ -134,7 +136,7 @@ class CaptionComposer(Twin, widgets.VBox):
         try:
             self.generate()
         except Exception as error:  # memory, a driver: whatever it is, the page must say so
-            self._message.value = f"{type(error).__name__}: {error}"
+            self._message.value = escape(f"{type(error).__name__}: {error}")
 
     def generate(self) -> Tensor:
         """The model's own picture (3, h, w) of the caption, from noise of the seed; also shown."""

@@ -33,7 +33,7 @@ function render({ model, el }) {
   let found, tracks, cells, zoom, laidOut, sharp, ink, drawing = 0, telling = 0;
 
   const root = element(el, "div", { className: "tfkit-explorer" });
-  root.dataset.lmSuppressShortcuts = "true"; // or JupyterLab would take our keys for its own
+  keepKeys(root, listen);
   const bar = element(root, "div", { className: "bar" });
   const canvas = element(root, "canvas", { tabIndex: 0 });
   const pen = canvas.getContext("2d");
@@ -101,7 +101,7 @@ function render({ model, el }) {
 
   function layout() {
     const width = root.clientWidth;
-    if (!width || width === laidOut) return;
+    if (!width || (width === laidOut && sharp === devicePixelRatio)) return;
     laidOut = width;
     const head = width < 620 ? 48 : 26, most = clamp(Math.floor(width / 105), 1, count);
     let columns = most, best = 0; // the largest frames seen at once, with few gaps
@@ -226,8 +226,8 @@ function render({ model, el }) {
     let words = `Frame ${frame}, pixel (${x.toFixed(0)}, ${y.toFixed(0)}).`;
     if (others.length) {
       const [[low, worst], [high, best]] = [others[0], others.at(-1)];
-      words += ` Most similar places: cosine ${high.toFixed(3)} in frame ${best}, `
-        + `down to ${low.toFixed(3)} in frame ${worst}.`;
+      words += ` Most similar places: cosine ${high.toFixed(3)} in frame ${best}`
+        + (best === worst ? "." : `, down to ${low.toFixed(3)} in frame ${worst}.`);
     }
     const off = (found.truth || []).flatMap((true_, i) =>
       true_ && i !== frame ? [distance(true_, found.matches[i])] : []).sort((a, b) => a - b);
@@ -282,6 +282,7 @@ function render({ model, el }) {
     images[i] = image;
     redraw();
   });
+  addEventListener("resize", layout, listen); // zoom may change the pixels alone
   const observer = new ResizeObserver(layout);
   observer.observe(root);
   return () => {

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tfkit import codec
 from tfkit.video import resize, to_uint8
+from tfkit.widgets.picture import Picture
 from tfkit.widgets.twin import Twin
 
 ZOOM = 384  # pixels of the shown pictures' shorter side
@@ -55,7 +56,8 @@ class Flipbook(Twin, widgets.VBox):
         self._stills = {key: frames[:1] for key, frames in films.items()}
         self._size = size
         self._axes = tuple(axes)
-        self._image = widgets.Image(format="gif" if self._films else "png")
+        self._image = Picture(format="gif" if self._films else "png")
+        self._image.layout.align_self = "flex-start"  # a column stretches what is in it
         self._sliders = tuple(
             widgets.SelectionSlider(
                 options=[(str(v), v) for v in choices], description=name, continuous_update=True

@@ -45,3 +45,11 @@ function hold(model, every = () => 60) {
     },
   };
 }
+
+/** Keys pressed in a view are its own: JupyterLab would cut, insert or convert the cell by them. */
+function keepKeys(root, listen) {
+  root.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.key !== "Enter" || !event.shiftKey) event.stopPropagation(); // Shift+Enter runs the cell
+  }, listen);
+}

@@ -19,7 +19,7 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>TITLE</title>
 <style>
-:root { color-scheme: light dark; }
+:root { color-scheme: light dark; background: Canvas; }
 body { margin: 1rem auto; padding: 0 1rem; max-width: 1400px; font-family: sans-serif; }
 STYLE
 </style>

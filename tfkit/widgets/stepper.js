@@ -25,7 +25,7 @@ function render({ model, el }) {
   let width = 0, laidOut = "";
 
   const root = element(el, "div", { className: "tfkit-stepper" });
-  root.dataset.lmSuppressShortcuts = "true"; // or JupyterLab would take our keys for its own
+  keepKeys(root, listen);
   const bar = element(root, "div", { className: "bar" });
   const settings = element(root, "div", { className: "bar" });
   const looks = element(root, "div", { className: "bar" });
@@ -451,6 +451,9 @@ function render({ model, el }) {
     PageUp: [-1, 0, 0], PageDown: [1, 0, 0],
   };
   const ACTIONS = { n: step, b: back, " ": play, r: redraw };
+  root.addEventListener("keydown", (event) => { // of buttons, whose titles name them
+    if (event.target.matches("button") && event.key !== " " && ACTIONS[event.key]) press(event);
+  }, listen);
   function press(event) {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
     const [frame, x, y] = model.get("probe"), by = event.shiftKey ? 8 * unit : unit;
@@ -466,6 +469,7 @@ function render({ model, el }) {
     event.stopPropagation();
   }
 
+  addEventListener("resize", show, listen); // zoom may change the pixels alone
   const observer = new ResizeObserver(show);
   observer.observe(root);
   show();

@@ -13,7 +13,7 @@ function render({ model, el }) {
   let pending = null, sent = 0;
 
   const root = element(el, "div", { className: "tfkit-study", role: "group", tabIndex: 0 });
-  root.dataset.lmSuppressShortcuts = "true"; // or JupyterLab would take our keys for its own
+  keepKeys(root, listen);
   root.setAttribute("aria-label", `Preference study. ${HELP}`);
   const place = element(root, "p");
   const progress = element(place, "progress", { value: 0 });
