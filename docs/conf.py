@@ -31,9 +31,11 @@ html_theme = "furo"
 html_title = "tfkit"
 html_static_path = ["_static"]
 html_css_files = ["tfkit.css"]
+html_js_files = ["explorers.js"]
 html_extra_path = ["_build/explorers/site"]  # made by building/explorers.py
 html_math_renderer = "outlines"
 html_copy_source = html_show_sourcelink = False
+html_show_search_summary = False  # would be fetched, which a page from a file may not
 
 default_role = "code"  # what docstrings put in `backticks`
 autodoc_member_order = "bysource"

@@ -223,7 +223,7 @@ def pck(
 
 
 def pck_reach(alpha: float | int, of: tuple[int, int] | Bool[Tensor, "h w"]) -> float:
-    """PCK@alpha's threshold in pixels: ``alpha`` of the longer side of ``of``.
+    """The threshold of ``PCK@alpha`` in pixels: ``alpha`` of the longer side of ``of``.
 
     of: an image's (h, w), or a foreground mask (h, w), whose bounding box is then meant. The two
     are apart: 0.1 of the box asks for more on small animals. Raises ValueError for an empty mask.

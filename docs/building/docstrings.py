@@ -3,14 +3,18 @@
 import inspect
 import re
 
+from sphinx.util.inspect import signature as signature_of
+from sphinx.util.inspect import stringify_signature
+
 
 def explained(thing) -> list[str]:
-    """The names that a docstring may explain: parameters, and a dataclass's fields."""
+    """The names a docstring may explain: parameters, a dataclass's fields, a widget's traits."""
     try:
         names = list(inspect.signature(thing).parameters)
     except (TypeError, ValueError):
         names = []
-    return [*names, *getattr(thing, "__dataclass_fields__", {})]
+    traits = thing.class_trait_names() if hasattr(thing, "class_trait_names") else []
+    return [*names, *getattr(thing, "__dataclass_fields__", {}), *traits]
 
 
 def as_list(text: str, names: list[str]) -> str:
@@ -34,7 +38,9 @@ def prepare(app, what, name, thing, options, lines: list[str]) -> None:
     names, text = explained(thing), "\n".join(lines)
     if names:
         paragraphs = text.split("\n\n")
-        text = "\n\n".join(p if "\n " in p else as_list(p, names) for p in paragraphs)
+        text = "\n\n".join(
+            p if "\n " in p or p.startswith(">>>") else as_list(p, names) for p in paragraphs
+        )
     pieces = re.split(r"(`+[^`]*`+)", text)  # text and literals by turns
     pieces[::2] = [piece.replace("|", r"\|") for piece in pieces[::2]]
     lines[:] = "".join(pieces).split("\n")
@@ -50,7 +56,15 @@ def link_by_name(app, env, node, content):
     return domain.resolve_xref(*where, "obj", found[0], node, content)
 
 
+def constructed(app, what, name, thing, options, signature, returned):
+    """A widget's own parameters, which traitlets' ``__new__`` would hide."""
+    if what == "class" and signature and "*args" in signature and "__init__" in vars(thing):
+        own = signature_of(thing.__init__, bound_method=True)
+        return stringify_signature(own, unqualified_typehints=True), returned
+
+
 def setup(app):
+    app.connect("autodoc-process-signature", constructed)
     app.connect("autodoc-process-docstring", prepare)
     app.connect("missing-reference", link_by_name)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -171,6 +171,18 @@ def test_a_finger_probes_and_pins_with_the_button(explorer, opened, tmp_path):
     assert page.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")
 
 
+def test_a_page_around_it_may_choose_its_colours(explorer, opened, tmp_path):
+    address = explorer.save_html(tmp_path / "page.html").as_uri()
+    color = "getComputedStyle(document.querySelector('.tfkit-explorer')).color"
+    page = opened(address + "#dark", offline=True, color_scheme="light")
+    last(page)
+    assert page.evaluate(color) == "rgb(255, 255, 255)"
+    drawn = page.evaluate("explored.length")
+    page.evaluate("location.hash = 'light'")
+    page.wait_for_function(f"explored.length > {drawn}")
+    assert page.evaluate(color) == "rgb(0, 0, 0)"
+
+
 def test_a_view_that_is_left_leaves_nothing_running(page, explorer):
     module = b64encode(explorer._esm.encode()).decode()
     script = leaving(

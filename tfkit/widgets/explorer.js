@@ -101,7 +101,8 @@ function render({ model, el }) {
 
   function layout() {
     const width = root.clientWidth;
-    if (!width || (width === laidOut && sharp === devicePixelRatio)) return;
+    if (!width) return;
+    if (width === laidOut && sharp === devicePixelRatio) return redraw();
     laidOut = width;
     const head = width < 620 ? 48 : 26, most = clamp(Math.floor(width / 105), 1, count);
     let columns = most, best = 0; // the largest frames seen at once, with few gaps

@@ -41,6 +41,13 @@ const model = { // what a notebook's model does, without a kernel behind it
   off: (event, listener) => { heard[event]?.delete(listener); },
   save_changes() {},
 };
+function dress() { // a page that frames this one says in the address whose colours are its own
+  const scheme = { "#light": "light", "#dark": "dark" }[location.hash] ?? "";
+  document.documentElement.style.colorScheme = scheme;
+  dispatchEvent(new Event("resize")); // what is drawn is drawn anew
+}
+addEventListener("hashchange", dress);
+dress();
 const { default: widget } = await import("data:text/javascript;base64,MODULE");
 const leave = await widget.render({ model, el: document.getElementById("view") });
 addEventListener("pagehide", (event) => event.persisted || leave?.());
