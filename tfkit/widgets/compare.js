@@ -276,7 +276,6 @@ function render({ model, el }) {
     if (shifted) nudge("wipe", shifted, 0, 1);
     else KEYS[key]();
     event.preventDefault();
-    event.stopPropagation();
   });
 
   addEventListener("resize", redraw, listen); // zoom may change the pixels alone

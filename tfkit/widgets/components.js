@@ -17,7 +17,7 @@ function render({ model, el }) {
   let colors = null, cuts = null, place, panels, pen, low, laidOut = "", drawing = 0, telling = 0;
   let dragged = null;
 
-  const root = element(el, "div", { className: "tfkit-components" });
+  const root = element(el, "div", { className: "tfkit-view tfkit-components" });
   keepKeys(root, listen);
   const bar = element(root, "div", { className: "bar" });
   const mixer = element(root, "div", { className: "bar" });
@@ -344,7 +344,6 @@ function render({ model, el }) {
       else if (others[event.key]) others[event.key]();
       else return;
       event.preventDefault();
-      event.stopPropagation();
     }, listen);
   }
   keys(canvas, (arrow, by) => moveLine(arrow, by * unit), KEYS);

@@ -44,7 +44,7 @@ class PCAExplorer(Twin, anywidget.AnyWidget):
     """
 
     _esm = page.source("tokens.js", "page.js", "view.js", "components.js")
-    _css = page.source("components.css")
+    _css = page.source("view.css", "components.css")
     layer = traitlets.Unicode().tag(sync=True)
     timestep = traitlets.Int().tag(sync=True)
     basis = traitlets.Enum(BASES, "joint").tag(sync=True)

@@ -32,7 +32,7 @@ function render({ model, el }) {
   const brush = document.createElement("canvas");
   let found, tracks, cells, zoom, laidOut, sharp, ink, drawing = 0, telling = 0;
 
-  const root = element(el, "div", { className: "tfkit-explorer" });
+  const root = element(el, "div", { className: "tfkit-view tfkit-explorer" });
   keepKeys(root, listen);
   const bar = element(root, "div", { className: "bar" });
   const canvas = element(root, "canvas", { tabIndex: 0 });

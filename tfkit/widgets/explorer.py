@@ -42,7 +42,7 @@ class CorrespondenceExplorer(Twin, anywidget.AnyWidget):
     """
 
     _esm = page.source("tokens.js", "page.js", "view.js", "explorer.js")
-    _css = page.source("explorer.css")
+    _css = page.source("view.css", "explorer.css")
     probe: "traitlets.List[Any]" = traitlets.List().tag(sync=True, echo_update=False)
     layer = traitlets.Unicode().tag(sync=True)
     timestep = traitlets.Int().tag(sync=True)

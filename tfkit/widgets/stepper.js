@@ -24,7 +24,7 @@ function render({ model, el }) {
   let gone = false, number = 0, drawing = 0, dwelling = 0, waiting = 0, telling = 0, pacing = 0;
   let width = 0, laidOut = "";
 
-  const root = element(el, "div", { className: "tfkit-stepper" });
+  const root = element(el, "div", { className: "tfkit-view tfkit-stepper" });
   keepKeys(root, listen);
   const bar = element(root, "div", { className: "bar" });
   const settings = element(root, "div", { className: "bar" });
@@ -466,7 +466,6 @@ function render({ model, el }) {
     else if (ACTIONS[event.key]) ACTIONS[event.key].click();
     else return;
     event.preventDefault();
-    event.stopPropagation();
   }
 
   addEventListener("resize", show, listen); // zoom may change the pixels alone

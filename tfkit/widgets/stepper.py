@@ -47,7 +47,7 @@ class EditStepper(Twin, anywidget.AnyWidget):
     """
 
     _esm = page.source("tokens.js", "page.js", "view.js", "stepper.js")
-    _css = page.source("stepper.css")
+    _css = page.source("view.css", "stepper.css")
     branches = traitlets.List(traitlets.Unicode(), read_only=True).tag(sync=True)
     active = traitlets.Unicode().tag(sync=True)
     position = traitlets.Int().tag(sync=True)

@@ -166,7 +166,6 @@ function render({ model, el }) {
     } else if (event.key === " " && !event.target.matches("button")) play();
     else return;
     event.preventDefault();
-    event.stopPropagation();
   }, listen);
 
   show();
