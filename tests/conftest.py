@@ -48,6 +48,23 @@ def full_disk(monkeypatch):
     return arrange
 
 
+@pytest.fixture
+def small_disk(monkeypatch):
+    """A function: a folder has room for so many bytes, which counts where a file is flushed."""
+
+    def arrange(folder, room):
+        fsync = os.fsync
+
+        def flush(file):
+            if sum(x.stat().st_size for x in folder.rglob("*") if x.is_file()) > room:
+                raise OSError(28, "No space left on device")
+            fsync(file)
+
+        monkeypatch.setattr(os, "fsync", flush)
+
+    return arrange
+
+
 @pytest.fixture(scope="session")
 def device():
     """Where models run: TFKIT_TEST_DEVICE, else a GPU if there is one."""

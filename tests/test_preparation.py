@@ -287,6 +287,55 @@ def test_what_the_noisy_steps_inject_counts_where_room_is_short(model, latents, 
     assert len(said) == 1
 
 
+def bytes_in(folder):
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("more", [0, 0.2], ids=["bare", "some"])
+def test_what_is_prepared_gives_way_to_levels_on_a_full_disk(
+    model, latents, plain, tmp_path, small_disk, more
+):
+    """Room for the levels, and for none or a fifth of what is read on the way."""
+    prepared(model, latents, None, folder=tmp_path / "plain")
+    prepared(model, latents, preparation(), folder=tmp_path / "whole")
+    room, whole = (bytes_in(tmp_path / name) for name in ("plain", "whole"))
+    small_disk(tmp_path / "fox", room + int(more * (whole - room)))
+    with pytest.warns(UserWarning, match=r"the disk is full: .* give way") as said:
+        source = prepared(model, latents, preparation(), folder=tmp_path / "fox")
+    assert len(said) == 1 and source.cache.budget == 0 and not source.cache.sizes()
+    same_levels(source, plain)
+    made = edited(model, source, way=WAY)
+    torch.testing.assert_close(made, edited(model, plain, way=WAY), **EXACT)
+
+
+def test_steps_of_an_edit_come_before_what_is_kept_of_its_source(
+    model, latents, tmp_path, small_disk
+):
+    source = prepared(model, latents, preparation(), folder=tmp_path / "fox")
+    first, again = (tfkit.EditSession(model, source, "a dog", propagation=WAY) for _ in range(2))
+    first.run(folder=tmp_path / "first", **QUIET)
+    kept = sum(source.cache.sizes().values())
+    small_disk(tmp_path, bytes_in(tmp_path) + bytes_in(tmp_path / "first") - kept)
+    with pytest.warns(UserWarning, match=r"the disk is full: .* give way"):
+        again.run(folder=tmp_path / "again", **QUIET)
+    torch.testing.assert_close(again.latents, first.latents, **EXACT)
+    assert bytes_in(tmp_path / "again") == bytes_in(tmp_path / "first")
+
+
+def test_a_disk_that_stays_full_is_an_error_and_what_is_kept_elsewhere_stays(
+    model, latents, tmp_path, full_disk, monkeypatch
+):
+    source = prepared(model, latents, preparation(), folder=tmp_path / "fox")
+    kept = source.cache.sizes()
+    monkeypatch.setattr(type(source.cache), "_beside", lambda cache, file: False)
+    full_disk(2)  # the manifest, and then
+    with pytest.raises(OSError, match="No space left"):
+        tfkit.EditSession(model, source, "a dog", propagation=WAY).run(
+            folder=tmp_path / "edit", **QUIET
+        )
+    assert source.cache.sizes() == kept
+
+
 def test_no_budget_prepares_nothing(model, latents, plain):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -6,7 +6,7 @@ step taken, of latents and predicted noise. At most the step that was being take
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,20 @@ from torch import Tensor
 
 from tfkit.files import claimed, load_tensors, save_tensors
 from tfkit.records import key_of
+from tfkit.source_cache import SourceCache
 from tfkit.steps import Steps
 from tfkit.trajectory import digest
 
 
 @dataclass(frozen=True)
 class StepFiles:
-    """The steps in a folder, by how many were taken with each."""
+    """The steps in a folder, by how many were taken with each.
+
+    cache: of the source, which gives way to them where the disk is full.
+    """
 
     folder: Path
+    cache: SourceCache
 
     def get(self, taken: int) -> dict[str, Tensor] | None:
         """Latents and noise after so many steps, or None. ValueError where the file is damaged."""
@@ -40,7 +45,8 @@ class StepFiles:
 
     def put(self, taken: int, latents: Tensor, noise: Tensor) -> None:
         """Writes them. Raises OSError where the folder cannot be written."""
-        save_tensors(self._file(taken), {"latents": latents, "noise": noise})
+        values = {"latents": latents, "noise": noise}
+        self.cache.giving_way(lambda: save_tensors(self._file(taken), values))
 
     def _file(self, taken: int) -> Path:
         return self.folder / f"step{taken:04d}.safetensors"
@@ -53,8 +59,12 @@ def step_files(folder: str | Path, steps: Steps, begun: Tensor) -> Iterator[Step
     Raises ValueError for a folder that belongs to another edit or is in use, OSError where it
     cannot be written.
     """
-    with claimed(folder, "edit", _origin(steps, begun), _NAMES) as place:
-        yield StepFiles(place)
+    cache, origin = steps.source.cache, _origin(steps, begun)
+    with ExitStack() as held:
+        place = cache.giving_way(
+            lambda: held.enter_context(claimed(folder, "edit", origin, _NAMES))
+        )
+        yield StepFiles(place, cache)
 
 
 _NAMES = {

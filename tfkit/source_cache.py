@@ -8,10 +8,13 @@ read in parts of some frames, so that a long video costs no more than a short on
 """
 
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import Int
@@ -19,6 +22,8 @@ from torch import Tensor
 
 from tfkit.atomic import left_over
 from tfkit.files import load_tensors, save_tensors
+
+T = TypeVar("T")
 
 BUDGET = 2**30  # bytes: 16 frames of the menagerie in 50 steps take 45 MB
 PART = 64  # frames in a part, at least: what is held until it is written
@@ -32,7 +37,7 @@ class SourceCache:
 
     folder: where they lie as safetensors, None for memory. budget: bytes, 0 keeps nothing. What
     is kept is an optimisation alone: a step of which a file is lost or damaged counts as absent,
-    and one that cannot be written is not kept.
+    one that cannot be written is not kept, and all gives way to what matters more.
     """
 
     def __init__(self, folder: str | Path | None = None, budget: int = BUDGET):
@@ -77,6 +82,28 @@ class SourceCache:
             return False
         return True
 
+    def giving_way(self, write: Callable[[], T]) -> T:
+        """Calls ``write``, which puts a file on the disk that matters more than what is kept here.
+
+        Where it finds the disk full, everything here is forgotten for it, with a warning, nothing
+        more is kept, and it is called once more. Raises OSError where that does not help.
+        """
+        try:
+            return write()
+        except OSError as error:
+            kept = sum(self.sizes().values())
+            if error.errno not in (ENOSPC, EDQUOT) or not kept or not self._beside(error.filename):
+                raise
+        warnings.warn(
+            f"the disk is full: the {kept / 2**20:,.1f} MiB that were kept of the source give way, "
+            "and further edits of this video will compute them again. Once there is room: "
+            f"source.cache.budget = {self.budget}",
+            stacklevel=2,
+        )
+        self.clear()
+        self.budget = 0
+        return write()
+
     def load(self, key: str, t: int, part: int | None) -> Features:
         """A part of a step. Raises KeyError or ValueError where it is lost or damaged."""
         if self.folder is None:
@@ -120,6 +147,11 @@ class SourceCache:
         self._memory.pop(key, None)
         if self.folder is not None:
             shutil.rmtree(self.folder / key, ignore_errors=True)
+
+    def _beside(self, file: str) -> bool:
+        """Whether a file's folder is on the disk that this one is on."""
+        there = Path(file).parent
+        return self.folder is not None and self.folder.stat().st_dev == there.stat().st_dev
 
     def _file(self, key: str, t: int, part: int | None) -> Path:
         which = "" if part is INDEX else f"-{part:04d}"

@@ -150,11 +150,15 @@ def digest(parts: Tensor | Iterable[Tensor]) -> str:
 
 class Folder(Mapping):
     """Latents by timestep in a folder; assigning to a timestep writes its file, whole or not at
-    all. Reading maps the file: a change made to the tensor never reaches it."""
+    all. Reading maps the file: a change made to the tensor never reaches it.
+
+    cache: what edits have read of the video, beside its levels, and gives way to them.
+    """
 
     def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
         self.path = Path(path).absolute()  # wherever the process goes from here
         self.device = device
+        self.cache = SourceCache(self.path / _CACHE)
 
     def _file(self, t: int) -> Path:
         return self.path / ("clean.safetensors" if t == CLEAN else f"t{t:04d}.safetensors")
@@ -171,7 +175,7 @@ class Folder(Mapping):
             ) from None
 
     def __setitem__(self, t: int, latents: Tensor) -> None:
-        save_tensors(self._file(t), {"latents": latents})
+        self.cache.giving_way(lambda: save_tensors(self._file(t), {"latents": latents}))
 
     def __contains__(self, t: object) -> bool:
         return isinstance(t, int) and self._file(t).is_file()
@@ -182,11 +186,6 @@ class Folder(Mapping):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
-
-    @property
-    def cache(self) -> SourceCache:
-        """What edits have read of the video, beside its levels."""
-        return SourceCache(self.path / _CACHE)
 
 
 @contextmanager
