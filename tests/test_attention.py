@@ -99,7 +99,7 @@ def test_fields_are_as_small_as_their_tokens_allow():
 @pytest.mark.parametrize(("on", "live", "queries"), [("output", False, 3), ("input", True, 0)])
 def test_frames_need_no_queries_but_the_sources_own(layer, on, live, queries):
     """The point of propagation: no attention is computed in the edited branches."""
-    flow = FlowAttention(branches=3, on=on, live=live)
+    flow = FlowAttention(3, on=on, live=live)
     flow(layer, tokens_for(layer, 3 * 2))
     seen = []
     handle = layer.to_q.register_forward_hook(lambda m, a, out: seen.append(len(out)))
@@ -132,11 +132,7 @@ def test_blocks_see_their_window_and_nothing_else(layer, kind):
     count, blocks = 11, key_blocks(11, 6)
     assert len(blocks) == 6
     branches = [tokens_for(layer, count, seed=i) for i in range(3)]
-    attention = (
-        FlowAttention(3, "output", False, in_blocks=True)
-        if kind == "flow"
-        else KeyframeAttention(3, True)
-    )
+    attention = FlowAttention(3, in_blocks=True) if kind == "flow" else KeyframeAttention(3, True)
     outs = [torch.zeros_like(branch) for branch in branches]
     with torch.no_grad():
         for block in blocks:

@@ -114,8 +114,18 @@ def small(module, most):
 
 
 @pytest.mark.filterwarnings("ignore:out of memory")
-@pytest.mark.parametrize("way", [tfkit.TokenFlow(interval=4), tfkit.PerFrame()], ids=repr)
-def test_a_small_memory_inverts_and_edits_all_the_same(model, way):
+@pytest.mark.parametrize(
+    ("way", "most"),
+    [
+        (tfkit.PerFrame(), 3), (tfkit.TokenFlow(interval=4), 2),
+        (tfkit.TokenFlow(interval=4, variant="reference"), 2),
+        (tfkit.TokenFlow(interval=2, window=3), 3), (tfkit.ExtendedAttention(interval=4), 3),
+        (tfkit.ExtendedAttention(interval=1, window=4), 3), (tfkit.ExtendedAttention(), 8),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_small_memory_inverts_and_edits_all_the_same(model, way, most):
+    """Room for so many frames in the UNet; keyframes, which go together, a branch at a time."""
     latents = moving_latents(8, 8, 8).double()
 
     def work():
@@ -124,12 +134,11 @@ def test_a_small_memory_inverts_and_edits_all_the_same(model, way):
         t = source.timesteps[0]
         tokens = tfkit.extract_tokens(model, source, timestep=t, layers="mid_block.*")
         drawn = tfkit.generate(model, ["a cat"] * 4, steps=1, **QUIET)
-        back, swapped = (make(model, source, **QUIET) for make in (tfkit.reconstruct, rebuild))
-        coded = model.encode(edit.frames)
-        return edit.latents, edit.frames, coded, *tokens.values(), drawn, back, swapped
+        back, coded = tfkit.reconstruct(model, source, **QUIET), model.encode(edit.frames)
+        return edit.latents, edit.frames, coded, *tokens.values(), drawn, back
 
     expected = work()
-    parts = (model.unet, 6), (model.vae.encoder, 1), (model.vae.decoder, 2)
+    parts = (model.unet, most), (model.vae.encoder, 1), (model.vae.decoder, 2)
     handles = [small(module, most) for module, most in parts]
     try:
         found = work()
@@ -138,6 +147,17 @@ def test_a_small_memory_inverts_and_edits_all_the_same(model, way):
             handle.remove()
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:out of memory")
+def test_a_small_memory_rebuilds_all_the_same(model):
+    source = tfkit.invert(model, moving_latents(8, 8, 8).double(), "a cat", steps=2, **QUIET)
+    expected = rebuild(model, source, **QUIET)
+    handle = small(model.unet, 6)
+    try:
+        torch.testing.assert_close(rebuild(model, source, **QUIET), expected, rtol=0, atol=1e-9)
+    finally:
+        handle.remove()
 
 
 def narrow(module, most):

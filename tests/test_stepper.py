@@ -171,11 +171,11 @@ def test_a_step_tells_how_far_it_is(stepper):
     stepper.observe(lambda change: told.append(change["new"]), "progress")
     expected = passes(stepper.session)
     stepper.step()
-    assert expected == 1 + 1  # 3 keyframes in a pass, the other 2 frames in one
-    assert told == [[0, 2], [1, 2], [2, 2], []]
+    assert expected == 3 + 1  # 3 keyframes a branch at a time, the other 2 frames in a pass
+    assert told == [*([done, 4] for done in range(5)), []]
     told.clear()
     stepper.back().step()  # for nothing
-    assert [2, 2] not in told and stepper.progress == []
+    assert [4, 4] not in told and stepper.progress == []
 
 
 @pytest.mark.parametrize(

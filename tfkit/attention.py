@@ -1,8 +1,9 @@
 """The self-attention processors: extended over keyframes, and propagated from them.
 
 A batch is [branch 1 frames | branch 2 frames | ...]; where the source is among the branches it is
-the first. Attention matrices are never held: scaled_dot_product_attention throughout. Memory: for
-each layer, the keyframes' source tokens and outputs, until the step ends, and the fields of one
+the first. Attention matrices are never held: scaled_dot_product_attention throughout. Frames that
+attend to each other cannot go one after the other, but branches can: see :class:`Branches`. Memory:
+for each layer, the keyframes' source tokens and outputs, until the step ends, and the fields of one
 batch of frames.
 """
 
@@ -78,11 +79,11 @@ def extended_over(
     return torch.cat(outs), keys
 
 
-def join_keys(first: Keys | None, second: Keys | None) -> Keys | None:
-    """The keys and values of both; None counts as none."""
+def join_keys(first: Keys | None, second: Keys | None, dim: int = 1) -> Keys | None:
+    """The keys and values of both, along frames or (dim=0) branches; None counts as none."""
     if first is None or second is None:
         return first or second
-    k, v = (torch.cat(both, 1) for both in zip(first, second, strict=True))
+    k, v = (torch.cat(both, dim) for both in zip(first, second, strict=True))
     return k, v
 
 
@@ -118,20 +119,52 @@ class KeyTokens:
         outputs = torch.cat([self.outputs, more.outputs], 1)
         return KeyTokens(source, outputs, join_keys(self.keys, more.keys))
 
+    def beside(self, more: "KeyTokens") -> "KeyTokens":
+        """The same frames' in these branches, and in those that come after."""
+        outputs = torch.cat([self.outputs, more.outputs])
+        return KeyTokens(self.source, outputs, join_keys(self.keys, more.keys, dim=0))
+
 
 @dataclass(eq=False)
-class JointAttention:
-    """A processor: every self-attention extended over all frames of the batch."""
+class Branches:
+    """The branches of a step, and which of them are in a pass.
+
+    source: whether the first one is the source's. turn: the only one of a pass, counted from 0;
+    they go in this order. None: all are in it.
+    """
 
     branches: int
-    source: bool
+    source: bool = True
+    turn: int | None = field(default=None, init=False)
 
-    def __call__(self, attn: Attention, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
-        return extended(attn, hidden_states, self.branches, self.source)
+    @property
+    def there(self) -> tuple[int, bool]:
+        """How many branches the pass has, and whether the first of them is the source's."""
+        return (self.branches, self.source) if self.turn is None else (1, self.turn < self.source)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all branches have gone with this pass."""
+        return self.turn is None or self.turn == self.branches - 1
+
+    def keys_there(self, keys: Keys | None) -> Keys | None:
+        """Of keys and values of all edited branches those of the branches in the pass."""
+        if keys is None or self.turn is None:
+            return keys
+        k, v = (x[self.turn - self.source :][:1] for x in keys)
+        return None if self.turn < self.source else (k, v)
 
 
 @dataclass(eq=False)
-class KeyframeAttention:
+class JointAttention(Branches):
+    """A processor: every self-attention extended over all frames of the batch."""
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+        return extended(attn, hidden_states, *self.there)
+
+
+@dataclass(eq=False)
+class KeyframeAttention(Branches):
     """A processor with two modes: the keyframes attend to each other, and the others to them.
 
     recall: False in the keyframes' pass, True in that of the others. context: which of the
@@ -139,30 +172,29 @@ class KeyframeAttention:
     layer the keyframes' keys and values, until the step ends.
     """
 
-    branches: int
-    source: bool
     recall: bool = False
     context: Tensor = NONE
     kept: dict[nn.Module, Keys | None] = field(default_factory=dict)
+    _begun: dict[nn.Module, Keys | None] = field(default_factory=dict)  # of branches that have gone
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
-        beside = self.kept.get(attn)
-        if not self.recall:
-            beside = some_keys(beside, self.context)
-        out, keys = extended_over(
-            attn, hidden_states, self.branches, self.source, beside=beside, own=not self.recall
-        )
-        if not self.recall:
-            self.kept[attn] = join_keys(beside, keys)
+        before = self.kept.get(attn)
+        if self.recall:
+            return extended_over(attn, hidden_states, *self.there, beside=before, own=False)[0]
+        before = some_keys(before, self.context)
+        out, keys = extended_over(attn, hidden_states, *self.there, beside=self.keys_there(before))
+        if self.turn:
+            keys = join_keys(self._begun.pop(attn), keys, dim=0)
+        if self.complete:
+            self.kept[attn] = join_keys(before, keys)
+        else:
+            self._begun[attn] = keys
         return out
 
 
 @dataclass(eq=False)
-class FirstAttention:
+class FirstAttention(Branches):
     """A processor: in the edited branches every frame attends to the batch's first one alone."""
-
-    branches: int
-    source: bool
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         q, k, v = project(attn, hidden_states)
@@ -177,7 +209,7 @@ class FirstAttention:
 
 
 @dataclass(eq=False)
-class FlowAttention:
+class FlowAttention(Branches):
     """A processor with three modes, one for each kind of pass of a step.
 
     "keyframes": all branches of keyframes, which attend to each other and to those before them that
@@ -190,15 +222,15 @@ class FlowAttention:
     whether keyframes to come will attend to those of the pass.
     """
 
-    branches: int
-    on: str
-    live: bool
+    on: str = "output"
+    live: bool = False
     mode: str = "keyframes"
     context: Tensor = NONE
     in_blocks: bool = False
     neighbors: Neighbors | None = None  # of the frames of the pass
     fields: dict[nn.Module, Tensor] = field(default_factory=dict)  # by layer, see find_fields
     kept: dict[nn.Module, KeyTokens] = field(default_factory=dict)
+    _begun: dict[nn.Module, KeyTokens] = field(default_factory=dict)  # of branches that have gone
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         if self.mode == "keyframes":
@@ -211,14 +243,18 @@ class FlowAttention:
 
     def _keyframes(self, attn: Attention, tokens: Tensor) -> Tensor:
         before = self.kept[attn].at(self.context) if len(self.context) else None
-        beside = before.keys if before is not None else None
-        out, keys = extended_over(attn, tokens, self.branches, source=True, beside=beside)
-        k = len(tokens) // self.branches
-        phi = out[:k] if self.on == "output" else tokens[:k]
-        own = KeyTokens(
-            phi, rearrange(out, "(b k) n d -> b k n d", k=k), keys if self.in_blocks else None
-        )
-        self.kept[attn] = own if before is None else before.then(own)
+        beside = self.keys_there(before.keys) if before is not None else None
+        branches, source = self.there
+        out, keys = extended_over(attn, tokens, branches, source, beside=beside)
+        outputs = rearrange(out, "(b k) n d -> b k n d", b=branches)
+        phi = outputs[0] if self.on == "output" else tokens[: outputs.shape[1]]
+        own = KeyTokens(phi, outputs, keys if self.in_blocks else None)
+        if self.turn:
+            own = self._begun.pop(attn).beside(own)
+        if self.complete:
+            self.kept[attn] = own if before is None else before.then(own)
+        else:
+            self._begun[attn] = own
         return out
 
     def _source(self, attn: Attention, tokens: Tensor) -> Tensor:

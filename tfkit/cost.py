@@ -98,8 +98,9 @@ class Cost:
     keyframes: of a step, None where there are none. unet, encode, decode: a frame's share. branch:
     the same of a pass of the edit, a ControlNet's share with it; beside: bytes of its weights.
     attending: seconds of a frame's attention to another, in all layers and edited branches. kept:
-    bytes that a keyframe's tokens take. read: bytes that are kept of a carried frame's source, in
-    all steps. latent: bytes of a frame's latents, picture: of its pixels.
+    bytes that a keyframe's tokens take. handed: bytes of a frame's source that are injected into
+    the other branches, where these go in turn. read: bytes that are kept of a carried frame's
+    source, in all steps. latent: bytes of a frame's latents, picture: of its pixels.
     """
 
     plan: Plan
@@ -113,6 +114,7 @@ class Cost:
     decode: Pass
     attending: float
     kept: int
+    handed: int
     read: int
     latent: int
     picture: int
@@ -176,8 +178,10 @@ class Cost:
         """
         together = max(len(block.own) for block in key_blocks(self.joint, self.seen))
         apart = min(batch, self.others) * (self.branches - (self.carried > 0))  # its source before
-        most = max(together * self.branches, apart)
-        passes = most * self.branch.bytes + self.seen * self.kept + self.beside
+        joint = together * self.branches * self.branch.bytes
+        if together > batch:  # a branch after the other
+            joint = together * (self.branch.bytes + self.handed)
+        passes = max(joint, apart * self.branch.bytes) + self.seen * self.kept + self.beside
         levels = (3 if folder else self.steps + 3) * self.frames * self.latent
         held = levels + min(self.source, budget) + pictures * 2 * self.frames * self.picture
         one = max(self.encode.bytes, self.decode.bytes)
@@ -214,8 +218,8 @@ def cost_of(model: LatentDiffusion, shape: tuple[int, ...], plan: Plan, steps: i
 
     control = _control(model, x, plan.method)
     layers = hooks.self_attention(model.unet)
-    needs = _source_needs(model, x[:1].expand(f, -1, -1, -1), plan, steps)
-    with hooks.record(model.unet, [*{*layers}.union(*needs)]) as seen_by:
+    needs, handed = _source_needs(model, x[:1].expand(f, -1, -1, -1), plan, steps)
+    with hooks.record(model.unet, [*{*layers, *handed}.union(*needs)]) as seen_by:
         noise()
     tokens = {name: seen_by[name] for name in layers}
     rows, attention = plan.propagation.draw(f, 1, 0), plan.propagation.attention(2, True)
@@ -231,13 +235,17 @@ def cost_of(model: LatentDiffusion, shape: tuple[int, ...], plan: Plan, steps: i
         decode=measured(lambda: model.decode(x), some),
         attending=edited * sum(_attending(layers[n], x) for n, x in tokens.items()),
         kept=sum(x[0].numel() for x in tokens.values()) * size * whole,
+        handed=sum(seen_by[name][0].nbytes for name in handed),
         read=sum(_kept(seen_by[name], name in layers) for step in needs for name in step),
         latent=x[0].numel() * x.element_size(), picture=picture[0].numel() * 4,
     )  # fmt: skip
 
 
-def _source_needs(model: LatentDiffusion, x: Tensor, plan: Plan, steps: int) -> list[set[str]]:
-    """The modules of which an edit of latents ``x`` keeps what it reads, in each step it takes.
+def _source_needs(
+    model: LatentDiffusion, x: Tensor, plan: Plan, steps: int
+) -> tuple[list[set[str]], list[str]]:
+    """The modules of which an edit of latents ``x`` keeps what it reads, in each step it takes, and
+    those that the first step injects into.
 
     None where a method of one's own looks at the video first, which is not here.
     """
@@ -245,15 +253,16 @@ def _source_needs(model: LatentDiffusion, x: Tensor, plan: Plan, steps: int) -> 
     if isinstance(plan.method, ControlNet):  # it injects nothing, and takes long to prepare
         plan = replace(plan, method=Plain())
     if type(plan.method).prepare not in (Plain.prepare, PlugAndPlay.prepare):
-        return []
+        return [], []
     timesteps = model.timesteps(steps)
     conditions = {"depth": x[:, :1]} if model.takes_depth else {}
     still = Trajectory(timesteps, "", None, dict.fromkeys((CLEAN, *timesteps), x), conditions)
     taken = plan_steps(model, still, plan, None, 0)
+    each = [taken.passes(i, x[:0]) for i in range(len(taken.timesteps))][-count:] if count else []
+    handed = each[0].injected() if each else []
     if taken.source_key is None:
-        return []
-    needs = [taken.passes(i, x[:0]).needed() for i in range(len(taken.timesteps))]
-    return [step - {"frames"} for step in needs[len(needs) - count :]]
+        return [], handed
+    return [step.needed() - {"frames"} for step in each], handed
 
 
 def _control(model: LatentDiffusion, x: Tensor, method: Method) -> Controlled | None:

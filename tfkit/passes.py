@@ -2,10 +2,10 @@
 
 Branches of a batch: [source | negative | prompt], each of all frames of the pass. The source is
 there where the method or the propagation reads it, the negative one unless guidance is 1.
-Memory: one batch of activations, and its features where the source goes alone.
+Memory: one batch of activations, and the source's features where it goes alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tfkit import hooks
-from tfkit.attention import FlowAttention
+from tfkit.attention import Branches, FlowAttention
 from tfkit.diffusion import LatentDiffusion
 from tfkit.methods import Method, Moment, injection
 from tfkit.protocols import Propagation
@@ -84,18 +84,32 @@ class StepPasses:
             return self._guided(edited, frames, self.text)
         return self._guided(edited, frames, self.text, own=self._own(frames))
 
+    def in_turn(self, frames: Tensor, attention: Branches) -> Float[Tensor, "n c h w"]:
+        """The same, a branch after the other: what is injected goes from the source's to others."""
+        edited, features, out = self.x[frames.to(self.x.device)], None, []
+        try:
+            for turn, text in enumerate(self.text.split(1)):
+                attention.turn = turn
+                if self.plan.reads_source and turn == 0:
+                    features = self._read(frames, self.injected())
+                else:
+                    out.append(self._predict(edited, frames, text, features))
+        finally:
+            attention.turn = None
+        self.tick(len(frames))
+        return self._mixed(out)
+
     def read_source(self, frames: Tensor, attention: FlowAttention) -> Features:
         """The source's pass over frames (n,): the fields, and the features the method injects.
 
         Where an earlier edit has read them, they are taken from what it kept, and no pass is made.
         """
-        layers = hooks.self_attention(self.model.unet)
-        found = None
+        layers, found = hooks.self_attention(self.model.unet), None
         if self.known is not None:
             with suppress(ValueError, KeyError):  # forgotten since, by another process, or damaged
                 found = self.known.of(frames)
         if found is None:
-            features = self._read(frames, list(layers))
+            features = self._read(frames, self._carried())
             fields = {name: attention.fields[layer] for name, layer in layers.items()}
             found = {"frames": frames.cpu()} | features | fields
             if self.keeps is not None:
@@ -103,15 +117,16 @@ class StepPasses:
         attention.fields = {layer: found[name].to(self.x.device) for name, layer in layers.items()}
         return found
 
-    def _read(self, frames: Tensor, layers: list[str]) -> dict[str, Tensor]:
-        """The source's features by name. The pass ends with the last of them and of ``layers``."""
-        unet, injected = self.model.unet, self._injected()
-        recorded = hooks.record(unet, [*injected, layers[-1]])
-        with recorded as seen, hooks.until(unet, [*injected, *layers]):
+    def _read(self, frames: Tensor, names: list[str]) -> dict[str, Tensor]:
+        """The source's features by name. The pass ends with the last of them and of attention."""
+        unet = self.model.unet
+        layers = list(hooks.self_attention(unet))
+        recorded = hooks.record(unet, [*names, layers[-1]])
+        with recorded as seen, hooks.until(unet, [*names, *layers]):
             self._predict(self._own(frames), frames, self.text[:1])
         if not torch.isfinite(seen[layers[-1]]).all():  # a whole pass tells where it overflowed
             self._predict(self._own(frames), frames, self.text[:1])
-        return {name: seen[name] for name in injected}
+        return {name: seen[name] for name in names}
 
     def edited(self, frames: Tensor, features: Features) -> Float[Tensor, "n c h w"]:
         """The guided noise of frames by what was read of their source, without its branch."""
@@ -139,6 +154,10 @@ class StepPasses:
         latents = torch.cat([*([] if own is None else [own]), *[edited] * branches])
         out = self._predict(latents, frames, text, features).chunk(len(text))
         self.tick(len(frames))
+        return self._mixed(out)
+
+    def _mixed(self, out: Sequence[Tensor]) -> Tensor:
+        """The guided noise, of that of the branches."""
         if self.plan.guidance == 1:
             return out[-1]
         return out[-2] + self.plan.guidance * (out[-1] - out[-2])
@@ -167,12 +186,15 @@ class StepPasses:
 
     def needed(self) -> set[str]:
         """The features that a step reads of its source."""
-        return {"frames", *self._injected(), *hooks.self_attention(self.model.unet)}
+        return {"frames", *self._carried(), *hooks.self_attention(self.model.unet)}
 
-    def _injected(self) -> list[str]:
-        """What to inject where tokens are carried, and self-attention is not computed."""
-        names = self.plan.method.injects(self._moment(torch.arange(0), 1))
-        return [name for name in names if ".attn1." not in name]
+    def injected(self) -> list[str]:
+        """The modules that the method injects into."""
+        return self.plan.method.injects(self._moment(torch.arange(0), 1))
+
+    def _carried(self) -> list[str]:
+        """Of these, those that count where tokens are carried, and no attention is computed."""
+        return [name for name in self.injected() if ".attn1." not in name]
 
 
 class SourcePasses(StepPasses):
@@ -181,6 +203,9 @@ class SourcePasses(StepPasses):
     def __call__(self, frames: Tensor) -> Tensor:
         self._predict(self._own(frames), frames, self.text[:1])
         return torch.zeros_like(self._own(frames))
+
+    def in_turn(self, frames: Tensor, attention: Branches) -> Tensor:
+        return self(frames)  # there is but one
 
     def edited(self, frames: Tensor, features: Features) -> Tensor:
         return torch.zeros_like(self._own(frames))
@@ -195,8 +220,8 @@ class InvertingPasses(SourcePasses):
     def edited(self, frames: Tensor, features: Features) -> Tensor:
         return self._noise
 
-    def _read(self, frames: Tensor, layers: list[str]) -> dict[str, Tensor]:
-        with hooks.record(self.model.unet, self._injected()) as seen:
+    def _read(self, frames: Tensor, names: list[str]) -> dict[str, Tensor]:
+        with hooks.record(self.model.unet, names) as seen:
             self._noise = self._whole(frames)
         return seen
 

@@ -21,6 +21,7 @@ from tfkit.protocols import (
     check_window,
     in_blocks,
     in_order,
+    jointly,
     split,
 )
 from tfkit.settings import check_choice, check_whole, settle
@@ -94,14 +95,14 @@ class ExtendedAttention:
         return kind(branches, source)
 
     def predict(
-        self, run: Pass, attention: Any, frames: int, keyframes: Tensor | None, batch: int
+        self, run: Passes, attention: Any, frames: int, keyframes: Tensor | None, batch: int
     ) -> Tensor:
         if keyframes is None:
-            return run(torch.arange(frames))
+            return jointly(run, torch.arange(frames), attention, batch)
         return in_order(frames, self._passes(run, attention, frames, keyframes, batch))
 
     def _passes(
-        self, run: Pass, attention: KeyframeAttention, frames: int, keyframes: Tensor, batch: int
+        self, run: Passes, attention: KeyframeAttention, frames: int, keyframes: Tensor, batch: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         every = torch.arange(frames)
         others = every[~torch.isin(every, keyframes)]
@@ -109,7 +110,7 @@ class ExtendedAttention:
         needs = torch.searchsorted(keyframes, others).clamp(max=len(keyframes) - 1)
         for block, ready in in_blocks(len(keyframes), self.window, needs):
             attention.recall, attention.context = False, block.context
-            yield keyframes[block.own], run(keyframes[block.own])
+            yield keyframes[block.own], jointly(run, keyframes[block.own], attention, batch)
             attention.recall = True
             yield from ((chunk, run(chunk)) for chunk in split(others[ready], batch))
 
@@ -214,7 +215,7 @@ class TokenFlow:
         return f"{self.variant} {self.field_of}{carried} {rows}"
 
     def attention(self, branches: int, source: bool) -> FlowAttention:
-        return FlowAttention(branches, self.field_of, self.alters_source)
+        return FlowAttention(branches, on=self.field_of, live=self.alters_source)
 
     def predict(
         self,
@@ -238,7 +239,7 @@ class TokenFlow:
         attention.in_blocks = len(keyframes) > (self.window or len(keyframes))
         for block, ready in in_blocks(len(keyframes), self.window, needs):
             attention.mode, attention.context = "keyframes", block.context
-            noise = run(keyframes[block.own])
+            noise = jointly(run, keyframes[block.own], attention, batch)
             if paper:  # else keyframes are carried like all frames
                 yield keyframes[block.own], noise
             for chunk in split(carried[ready], batch):

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tfkit.attention import Branches
 from tfkit.keyframes import Block, Neighbors, key_blocks
 from tfkit.settings import check_whole
 from tfkit.source_cache import Features
@@ -25,6 +26,10 @@ class Passes(Protocol):
 
     def __call__(self, frames: Tensor) -> Tensor:
         """The guided noise (n, c, h, w) of frames (n,), the source among the branches."""
+        ...
+
+    def in_turn(self, frames: Tensor, attention: Branches) -> Tensor:
+        """The same noise as a call's, from a pass for each branch: less memory at a time."""
         ...
 
     def read_source(self, frames: Tensor, attention: Any) -> Features:
@@ -114,6 +119,14 @@ def in_blocks(
 def split(frames: Tensor, batch: int) -> tuple[Tensor, ...]:
     """Chunks of at most ``batch`` frames, none where there are none."""
     return frames.split(batch) if len(frames) else ()
+
+
+def jointly(run: Passes, frames: Tensor, attention: Branches, batch: int) -> Tensor:
+    """The noise of frames that attend to each other, and so cannot be split into batches.
+
+    Where they are more than one, the branches go in turn.
+    """
+    return run(frames) if len(frames) <= batch else run.in_turn(frames, attention)
 
 
 def in_order(frames: int, parts: Iterable[tuple[Tensor, Tensor]]) -> Float[Tensor, "f c h w"]:

@@ -16,7 +16,7 @@ from diffusers.models.attention_processor import Attention
 from jaxtyping import Int
 from torch import Tensor
 
-from tfkit.attention import NONE, FlowAttention
+from tfkit.attention import NONE, Branches, FlowAttention
 from tfkit.propagation import TokenFlow
 from tfkit.protocols import Passes
 from tfkit.source_cache import Features
@@ -136,7 +136,7 @@ class TrueFlow(TokenFlow):
         """Its fields are not the source's, so nothing of them is kept for other edits."""
 
     def attention(self, branches: int, source: bool) -> TrueAttention:
-        return TrueAttention(branches, self.field_of, False, clip=self.clip, known=self.known)
+        return TrueAttention(branches, on=self.field_of, clip=self.clip, known=self.known)
 
     def predict(
         self, run: Passes, attention: Any, frames: int, keyframes: Tensor | None, batch: int
@@ -154,6 +154,9 @@ class _Told:
 
     def __call__(self, frames: Tensor) -> Tensor:
         return self.run(frames)
+
+    def in_turn(self, frames: Tensor, attention: Branches) -> Tensor:
+        return self.run.in_turn(frames, attention)
 
     def read_source(self, frames: Tensor, attention: Any) -> Features:
         self.attention.frames = frames

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tfkit import hooks
+from tfkit.attention import Branches
 from tfkit.session import EditSession
 from tfkit.widgets.stops import ahead
 
@@ -38,8 +39,8 @@ def is_new(session: EditSession) -> bool:
 def passes(session: EditSession) -> int:
     """UNet passes of the next step: its propagation orders them, and no UNet runs."""
     plan = session.plan
-    run = _Counted(session.passes().known is not None)
-    attention = plan.propagation.attention(2 + plan.reads_source, plan.reads_source)
+    run, branches = _Counted(session.passes().known is not None), 2 + plan.reads_source
+    attention = plan.propagation.attention(branches, plan.reads_source)
     row = ahead(session)[session.position]
     plan.propagation.predict(run, attention, len(session.source), row, session.batch)
     return run.count
@@ -54,6 +55,10 @@ class _Counted:
     def __call__(self, frames: Tensor) -> Tensor:
         self.count += 1
         return torch.zeros(len(frames), 1, 1, 1)
+
+    def in_turn(self, frames: Tensor, attention: Branches) -> Tensor:
+        self.count += attention.branches - 1
+        return self(frames)
 
     def edited(self, frames: Tensor, features: object) -> Tensor:
         return self(frames)
