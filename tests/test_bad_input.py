@@ -1,6 +1,7 @@
 """A user's mistakes, through the public face: each is refused by a message that quotes what was
 given and says what was expected."""
 
+import os
 import re
 import struct
 import zlib
@@ -109,6 +110,18 @@ EDIT = {
     "guidance text": (
         lambda m, s, d: tfkit.edit(m, s, "a dog", guidance="high"),
         r"guidance='high': expected a finite number",
+    ),
+    "guidance below 0": (
+        lambda m, s, d: tfkit.edit(m, s, "a dog", guidance=-3),
+        r"guidance=-3: expected a finite number from 0 on.*negative_prompt",
+    ),
+    "zero bytes": (
+        lambda m, s, d: tfkit.edit(m, s, "a dog\0"),
+        r"prompt='a dog\\x00' holds zero bytes; expected words",
+    ),
+    "another size": (
+        lambda m, s, d: tfkit.edit(m, replace(s, size=(64, 128)), "a dog"),
+        r"latents of 8 x 8 and says that its frames are of 64 x 128, which makes 8 x 16",
     ),
     "guidance NaN": (
         lambda m, s, d: tfkit.edit(m, s, "a dog", guidance=float("nan")),
@@ -418,6 +431,11 @@ for who, call in {
     MODEL[f"{who} with a pipeline"] = (
         lambda m, s, d, call=call: call(SimpleNamespace(unet=m.unet, vae=m.vae), s),
         r"model is a SimpleNamespace; expected a .*: tfkit\.from_pipeline\(pipeline\) makes one",
+    )
+if hasattr(os, "mkfifo"):  # not on Windows
+    VIDEO["a pipe"] = (
+        lambda m, s, d: os.mkfifo(d.parent / "a.mp4") or tfkit.read_video(d.parent / "a.mp4"),
+        r"a\.mp4' is neither a file nor a folder; expected a video",
     )
 MISSING = {
     "read nothing": (lambda m, s, d: tfkit.read_video("no.mp4"), r"'no\.mp4' does not exist"),

@@ -242,6 +242,13 @@ def check_fits(model: LatentDiffusion, source: Trajectory) -> None:
             f"source is a {type(source).__name__}; expected a Trajectory, as tfkit.invert returns"
         )
     check_depth(model, source.conditions.get("depth"))
+    if source.size is not None and model.grid(*source.size) != source.shape[2:]:
+        (h, w), (rows, columns) = source.size, model.grid(*source.size)
+        raise ValueError(
+            f"source has latents of {' x '.join(map(str, source.shape[2:]))} and says that its "
+            f"frames are of {h} x {w}, which makes {rows} x {columns}: expected the one or the "
+            "other; a Trajectory of latents alone has size=None"
+        )
     expected = model.timesteps(len(source.timesteps))
     if expected != source.timesteps:
         raise ValueError(

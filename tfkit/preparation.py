@@ -28,7 +28,8 @@ class Preparation:
     method, propagation, keyframes and seed as in :func:`tfkit.edit`; the prompt does not matter.
     Edits that have these find the source's features in ``source.cache`` and pay for none of its
     passes; others read their own at first use. Methods that inject less, as SDEdit and Plain do,
-    find what they need in what Plug-and-Play needs. budget: bytes of it that are kept
+    find what they need in what Plug-and-Play needs. The edit is that of a video not prepared but
+    for rounding, as with another batch of :func:`tfkit.edit`. budget: bytes of it that are kept
     (``source.cache.budget``).
     Raises ValueError for a propagation that carries no tokens, and for settings out of range.
     """

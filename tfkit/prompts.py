@@ -19,7 +19,8 @@ def token_ids(tokenizer: CLIPTokenizer, prompt: str) -> tuple[Tensor, str]:
     """Token ids (1, l), and the end of the prompt that is beyond them: "" where nothing is.
 
     A learned embedding of several vectors counts as that many tokens, as diffusers has it. Raises
-    ValueError for what is no text in Unicode, as bytes in another encoding come from a terminal.
+    ValueError for what is no text in Unicode, as bytes in another encoding come from a terminal,
+    and for the zeros of a binary file.
     """
     try:
         prompt.encode()
@@ -27,6 +28,8 @@ def token_ids(tokenizer: CLIPTokenizer, prompt: str) -> tuple[Tensor, str]:
         raise ValueError(
             f"prompt={prompt!r} is no Unicode ({error.reason}); expected UTF-8"
         ) from None
+    if "\0" in prompt:
+        raise ValueError(f"prompt={prompt!r} holds zero bytes; expected words")
     prompt = TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer)
     length = tokenizer.model_max_length
     ids = tokenizer(

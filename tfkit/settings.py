@@ -53,9 +53,12 @@ def check_share(name: str, value: object) -> float:
 
 
 def check_guidance(value: object) -> float:
-    """The scale of classifier-free guidance; raises ValueError unless it is a finite number."""
-    if not is_finite(value):
-        raise ValueError(f"guidance={value!r}: expected a finite number; 7.5 is usual")
+    """The scale of classifier-free guidance; raises ValueError unless it is a number from 0 on."""
+    if not is_finite(value) or value < 0:
+        raise ValueError(
+            f"guidance={value!r}: expected a finite number from 0 on; 7.5 is usual, 1 is none. To "
+            "lead away from words, give them as negative_prompt"
+        )
     return float(value)
 
 

@@ -140,6 +140,11 @@ def _checked(
             f"{str(path)!r} does not exist (looked from {os.getcwd()!r}); "
             "expected a video, a GIF or a folder of images"
         )
+    if not path.is_file() and not path.is_dir():  # a pipe is waited for, and read but once
+        raise ValueError(
+            f"{str(path)!r} is neither a file nor a folder; expected a video, a GIF or a folder of "
+            "images: write what comes through a pipe to a file first"
+        )
     return path
 
 
