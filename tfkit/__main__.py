@@ -138,7 +138,7 @@ def run_edit(args: argparse.Namespace) -> None:
     report = tfkit.preflight(
         model, video, args.prompt, steps=args.steps, source_prompt=args.source_prompt,
         folder=args.trajectory is not None, fixed_point=args.fixed_point, prepare=args.prepare,
-        budget=budget, **settings,
+        budget=budget, progress=progress, **settings,
     )  # fmt: skip
     if args.check:
         return print(report)

@@ -102,8 +102,9 @@ def preflight(
     fixed_point: int = 0,
     prepare: bool = False,
     budget: int = BUDGET,
+    progress: bool = False,
 ) -> Preflight:
-    """What an edit will take, and what to mind, found in seconds and a few passes.
+    """What an edit will take, and what to mind, found in a few passes.
 
     video: frames (f, 3, h, w), a Clip, a file opened with :func:`tfkit.open_video`, or a
     trajectory, whose reconstruction is looked at too; then steps, source_prompt, folder and budget
@@ -127,7 +128,7 @@ def preflight(
     else:
         shape = video.shape if isinstance(video, VideoFile) else tuple(as_frames(video).shape)
     model.timesteps(steps)
-    cost = cost_of(model, shape, plan, steps)
+    cost = cost_of(model, shape, plan, steps, progress=progress)
     room: Room = {
         "folder": folder or inverted,
         "pictures": not isinstance(video, VideoFile),

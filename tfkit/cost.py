@@ -17,6 +17,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from tqdm.auto import tqdm
 
 from tfkit import hooks
 from tfkit.attention import FlowAttention, JointAttention, KeyframeAttention, field_dtype
@@ -30,6 +31,7 @@ from tfkit.planning import plan_steps
 from tfkit.protocols import LEAST_WINDOW, Carrying, Windowed
 from tfkit.trajectory import CLEAN, Trajectory
 
+LARGE = 64**2  # latents of a frame, above which one alone is measured
 JOINT = JointAttention | KeyframeAttention | FlowAttention
 
 
@@ -199,11 +201,18 @@ class Cost:
                 yield replace(self, plan=replace(self.plan, propagation=replace(way, window=seen)))
 
 
-def cost_of(model: LatentDiffusion, shape: tuple[int, ...], plan: Plan, steps: int) -> Cost:
+def cost_of(
+    model: LatentDiffusion,
+    shape: tuple[int, ...],
+    plan: Plan,
+    steps: int,
+    *,
+    progress: bool = False,
+) -> Cost:
     """Measures a pass of each kind for frames of ``shape`` (f, 3, h, w)."""
     f, _, height, width = shape
     h, w = model.grid(height, width)
-    some = min(2, f)
+    some = min(2, f) if h * w <= LARGE else 1
     x = torch.zeros(some, 4, h, w, device=model.device, dtype=model.precision)
     picture = torch.zeros(some, 3, height, width)
     text, t = model.embed(plan.prompt).expand(some, -1, -1), model.timesteps(1)[0]
@@ -223,17 +232,27 @@ def cost_of(model: LatentDiffusion, shape: tuple[int, ...], plan: Plan, steps: i
         noise()
     tokens = {name: seen_by[name] for name in layers}
     rows, attention = plan.propagation.draw(f, 1, 0), plan.propagation.attention(2, True)
+    works: dict[Any, tuple[Callable[[], object], int]] = {
+        "unet": (noise, some),
+        "encode": (lambda: model.encode(picture), some),
+        "decode": (lambda: model.decode(x), some),
+    }
+    if type(plan.method).during is not Plain.during:
+        works["branch"] = step, some
+    alike = {name: (layers[name].heads, y.shape[1:]) for name, y in tokens.items()}
+    works |= {alike[name]: (_attending(layers[name], y), 4) for name, y in tokens.items()}
+    each = tqdm(works.items(), desc="measure", disable=not progress)
+    cost = {of: measured(work, frames) for of, (work, frames) in each}
     edited, size = 1 + (plan.guidance != 1), torch.finfo(model.dtype).bits // 8
     # of a keyframe keys and values of each edited branch; where tokens are carried, the output of
     # each as well, and output and tokens of the source
     whole = {KeyframeAttention: 2 * edited, FlowAttention: 3 * edited + 2}.get(type(attention), 0)
     return Cost(
         plan, frames=f, steps=steps, keyframes=None if rows is None else rows.shape[1],
-        unet=measured(noise, some), branch=measured(step, some),
+        unet=cost["unet"], branch=cost.get("branch", cost["unet"]),
         beside=0 if control is None else sum(x.nbytes for x in control.net.parameters()),
-        encode=measured(lambda: model.encode(picture), some),
-        decode=measured(lambda: model.decode(x), some),
-        attending=edited * sum(_attending(layers[n], x) for n, x in tokens.items()),
+        encode=cost["encode"], decode=cost["decode"],
+        attending=edited * sum(cost[of].seconds for of in alike.values()),
         kept=sum(x[0].numel() for x in tokens.values()) * size * whole,
         handed=sum(seen_by[name][0].nbytes for name in handed),
         read=sum(_kept(seen_by[name], name in layers) for step in needs for name in step),
@@ -279,9 +298,9 @@ def _kept(output: Tensor, carries: bool) -> int:
     return 2 * len(one) * field_dtype(len(one)).itemsize if carries else one.nbytes
 
 
-def _attending(layer: Attention, tokens: Tensor) -> float:
-    """Seconds that one frame's attention to another one's tokens (n, d) takes in a layer."""
+def _attending(layer: Attention, tokens: Tensor) -> Callable[[], Tensor]:
+    """The attention of one frame in a layer to four frames' tokens (4, n, d)."""
     n, d = tokens.shape[1:]
     q = torch.zeros(1, layer.heads, n, d // layer.heads, device=tokens.device, dtype=tokens.dtype)
     k = q.repeat(1, 1, 4, 1)
-    return measured(lambda: F.scaled_dot_product_attention(q, k, k), 4).seconds
+    return lambda: F.scaled_dot_product_attention(q, k, k)
