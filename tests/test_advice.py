@@ -131,7 +131,7 @@ def test_real_edits_are_judged_as_they_look(menagerie, fox):
     for name, settings in {
         "held": {"method": tfkit.PlugAndPlay(1, 1), "guidance": 1},
         "good": {"method": tfkit.PlugAndPlay(0.8, 1), "guidance": 4},
-        "burnt": {"guidance": 15},
+        "burnt": {"guidance": 30},
     }.items():
         prompt = "a plain blue fox on grass" if name == "held" else "a fox at night"
         session = tfkit.EditSession(menagerie, source, prompt, **settings).run(**QUIET)
