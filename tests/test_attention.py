@@ -6,7 +6,6 @@ import torch
 import tfkit
 from tfkit import hooks
 from tfkit.attention import (
-    FirstAttention,
     FlowAttention,
     JointAttention,
     KeyframeAttention,
@@ -224,19 +223,6 @@ def test_with_every_frame_a_keyframe_it_is_joint_attention(model):
 # Cross-frame attention
 
 
-def test_every_edited_frame_reads_the_first_and_the_source_itself(layer):
-    tokens = tokens_for(layer, 3 * 4)
-    with torch.no_grad():
-        out = FirstAttention(branches=3, source=True)(layer, tokens)
-        torch.testing.assert_close(out[:4], layer(tokens[:4]), rtol=0, atol=1e-12)
-        for branch in (1, 2):
-            first = tokens[4 * branch : 4 * branch + 1]
-            for i in range(4):
-                frame = tokens[4 * branch + i : 4 * branch + i + 1]
-                crossed = layer(frame, encoder_hidden_states=first)
-                torch.testing.assert_close(out[4 * branch + i], crossed[0], rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_the_first_frame_is_edited_as_if_alone_in_any_batch(model, frames):
     g = torch.Generator().manual_seed(0)
@@ -252,3 +238,8 @@ def test_the_first_frame_is_edited_as_if_alone_in_any_batch(model, frames):
     torch.testing.assert_close(whole.latents[:1], alone.latents[:1], rtol=0, atol=1e-9)
     if frames > 1:
         assert not torch.allclose(whole.latents[1:], alone.latents[1:])
+        keyed = tfkit.edit(
+            model, source, "a dog", propagation=tfkit.ExtendedAttention(interval=frames),
+            keyframes=[0], **settings,
+        )  # fmt: skip
+        torch.testing.assert_close(whole.latents, keyed.latents, rtol=0, atol=1e-9)

@@ -121,6 +121,7 @@ def small(module, most):
         (tfkit.TokenFlow(interval=4, variant="reference"), 2),
         (tfkit.TokenFlow(interval=2, window=3), 3), (tfkit.ExtendedAttention(interval=4), 3),
         (tfkit.ExtendedAttention(interval=1, window=4), 3), (tfkit.ExtendedAttention(), 8),
+        (tfkit.FirstFrame(), 3),
     ],
     ids=repr,
 )  # fmt: skip

@@ -87,10 +87,13 @@ def test_full_injection_without_guidance_changes_nothing(model):
         torch.testing.assert_close(edit.latents, source.clean, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("start", "taken"), [(0, 0), (0.25, 1), (0.5, 2), (1, 4)])
-def test_sdedit_takes_its_share_of_the_steps(model, start, taken):
+@pytest.mark.parametrize(
+    ("start", "steps", "taken"),
+    [(0, 4, 0), (0.25, 4, 1), (0.5, 4, 2), (1, 4, 4), (0.5, 3, 2), (0.5, 5, 3), (0.4, 3, 1)],
+)
+def test_sdedit_takes_its_share_of_the_steps(model, start, steps, taken):
     x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
-    source = tfkit.invert(model, x, steps=4, progress=False)
+    source = tfkit.invert(model, x, steps=steps, progress=False)
     passes = []
     handle = model.unet.register_forward_hook(lambda *_: passes.append(1))
     edit = tfkit.edit(model, source, "a dog", method=tfkit.SDEdit(start),

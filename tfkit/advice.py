@@ -35,12 +35,13 @@ Room = dict[str, Any]  # what of memory() an edit's surroundings decide
 # dB. The paper's inversions leave about 26.6 of what its autoencoder leaves: 25.3 through one of
 # 31.1. The menagerie reaches 27 in 3 steps, 31 in 10 and 42 in 50.
 GOOD = 25.0
-# dB. On the menagerie, edits of an orange fox to a blue one that make it blue are at 12 to 19; those
-# that hardly change it at 28 (SDEdit(0.5), a little yellow) and 32 (Plug-and-Play(1, 1), unguided).
+# dB. On the menagerie, edits of an orange fox to a blue one that make it blue are at 12 to 19;
+# those that hardly change it at 28 (SDEdit(0.5), a little yellow) and 32 (Plug-and-Play(1, 1)
+# without guidance).
 SAME = 26.0
-# Edits of the same fox that keep it are at 0.24 (to night, guidance 15) to 0.97; where it is all but
-# gone (guidance 30) at 0.18, where it is another one, from fresh noise, at 0.14 and 0.15, where it is
-# a fish at 0.07. A real wolf made a red blob is at 0.10 to 0.21 (by earlier weights).
+# Edits of the same fox that keep it are at 0.24 (to night, guidance 15) to 0.97; where it is all
+# but gone (guidance 30) at 0.18, where it is another one, from fresh noise, at 0.14 and 0.15, where
+# it is a fish at 0.07. A real wolf made a red blob is at 0.10 to 0.21 (by earlier weights).
 LOST = 0.22
 
 

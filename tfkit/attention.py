@@ -193,22 +193,6 @@ class KeyframeAttention(Branches):
 
 
 @dataclass(eq=False)
-class FirstAttention(Branches):
-    """A processor: in the edited branches every frame attends to the batch's first one alone."""
-
-    def __call__(self, attn: Attention, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
-        q, k, v = project(attn, hidden_states)
-        frames = len(hidden_states) // self.branches
-        alone = frames if self.source else 0
-        out = [attend(attn, q[:alone], k[:alone], v[:alone])] if alone else []
-        if len(q) > alone:  # the queries of a branch are one long sequence, as in `extended`
-            long = rearrange(q[alone:], "(b f) n d -> b (f n) d", f=frames)
-            seen = attend(attn, long, k[alone::frames], v[alone::frames])
-            out.append(rearrange(seen, "b (f n) d -> (b f) n d", f=frames))
-        return torch.cat(out)
-
-
-@dataclass(eq=False)
 class FlowAttention(Branches):
     """A processor with three modes, one for each kind of pass of a step.
 

@@ -129,9 +129,10 @@ class Cost:
     @property
     def joint(self) -> int:
         """Frames that attend to each other: keyframes, or all where there are none."""
-        if not isinstance(self.plan.propagation.attention(2, True), JOINT):
-            return 0
-        return self.frames if self.keyframes is None else self.keyframes
+        attention = self.plan.propagation.attention(2, True)
+        if self.keyframes is not None:
+            return self.keyframes * isinstance(attention, JOINT)
+        return self.frames * isinstance(attention, JointAttention)
 
     @property
     def seen(self) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from math import floor
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -119,10 +120,11 @@ class Plain:
 class SDEdit(Plain):
     """Starts part of the way: ``start`` 1 from the noisiest level, 0 nowhere (Meng et al. 2022).
 
-    Of the source's trajectory the last ``round(start * steps)`` steps are sampled anew: all of them
-    from 1, none from 0, which gives back the source's own latents. noise: "inverted" starts from
-    the trajectory's latents, "fresh" puts noise on the clean ones, one draw of ``seed`` for all
-    frames. (The noisiest level still has a trace of the source, sqrt(alpha) of it.) Raises
+    Of the source's trajectory the last ``start * steps`` steps, rounded (halves up), are sampled
+    anew: all of them from 1, none from 0, which gives back the source's own latents. noise:
+    "inverted" starts from the trajectory's latents, "fresh" puts noise on the clean ones, one draw
+    of ``seed`` for all frames. (The noisiest level still has a trace of the source, sqrt(alpha) of
+    it.) Raises
     ValueError for settings out of range.
     """
 
@@ -135,7 +137,7 @@ class SDEdit(Plain):
         settle(self, start=check_share("start", self.start), seed=check_seed(self.seed))
 
     def first_step(self, steps: int) -> int:
-        return steps - round(self.start * steps)
+        return steps - floor(self.start * steps + 0.5)
 
     def begin(self, model: LatentDiffusion, source: Trajectory, t: int | None) -> Tensor:
         if self.noise == "inverted" or t is None:

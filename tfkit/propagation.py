@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tfkit.attention import FirstAttention, FlowAttention, JointAttention, KeyframeAttention
+from tfkit.attention import FlowAttention, JointAttention, KeyframeAttention
 from tfkit.keyframes import Neighbors, draw_keyframes, paper_neighbors, reference_neighbors
 from tfkit.protocols import (
     Carrying,
@@ -122,18 +122,17 @@ class FirstFrame(PerFrame):
     Text2Video-Zero's way to one look for all frames (Khachatryan et al., ICCV 2023, eq. 8).
     """
 
-    def attention(self, branches: int, source: bool) -> FirstAttention:
-        return FirstAttention(branches, source)
+    def attention(self, branches: int, source: bool) -> KeyframeAttention:
+        return KeyframeAttention(branches, source)
 
     def predict(
         self, run: Pass, attention: Any, frames: int, keyframes: Tensor | None, batch: int
     ) -> Tensor:
-        first = torch.zeros(1, dtype=torch.long)
-        out: list[Tensor] = []
-        for chunk in torch.arange(1, frames).split(batch) if frames > 1 else [first[:0]]:
-            noise = run(torch.cat([first, chunk]))
-            out.append(noise if not out else noise[1:])
-        return torch.cat(out)
+        first, others = torch.arange(frames).split([1, frames - 1])
+        attention.recall = False
+        out = [run(first)]
+        attention.recall = True
+        return torch.cat([*out, *map(run, split(others, batch))])
 
 
 @dataclass(frozen=True)
