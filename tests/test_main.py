@@ -1,6 +1,7 @@
 """The command line, run as a user runs it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -171,6 +172,21 @@ def test_a_mistake_is_one_line_and_status_2(video, tmp_path, capsys, unchecked, 
     assert code == 2
     assert said.count("\n") == 0 and said.startswith("tfkit: error:") and message in said
     assert not list(tmp_path.iterdir()) and video.read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["--trajectory", "--checkpoints"])
+def test_a_place_that_cannot_be_written_is_told_before_hours_of_work(
+    video, tmp_path, capsys, monkeypatch, option
+):
+    """As on a disk mounted read-only, where not even the administrator may write."""
+    place, access = tmp_path / "mounted", os.access
+    place.mkdir()
+    monkeypatch.setattr(os, "access", lambda of, mode: of != place and access(of, mode))
+    monkeypatch.setattr(tfkit, "load", lambda *_, **__: pytest.fail("the work was begun"))
+    words = ["--output", str(tmp_path / "o.mp4"), option, str(place / "new" / "fox")]
+    assert main(["edit", str(video), "a dog", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("tfkit: error:") and "can be written there" in said and "mounted" in said
 
 
 def test_an_image_is_never_replaced_by_the_edit_of_it(tmp_path, capsys):

@@ -8,6 +8,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from errno import EACCES
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +129,20 @@ def claimed(
 
 
 def check_folder(path: str | Path, kind: str) -> None:
-    """Raises ValueError unless a folder is new, empty or holds such a thing, whoever's it is."""
+    """Raises ValueError unless a folder is new, empty or holds such a thing, whoever's it is, and
+    OSError where a new one cannot be written."""
     path = check_path("folder", path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; expected a folder for the {kind}")
-    holds = set(path.iterdir()) - set(left_over(path)) if path.exists() else ()
-    if holds and not (path / f"{kind}.json").exists():
+    if (path / f"{kind}.json").exists():
+        return
+    if path.exists() and set(path.iterdir()) - set(left_over(path)):
         raise ValueError(f"{path} is not empty and holds no {kind}; give an empty or a new folder")
+    place = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not os.access(place, os.W_OK):
+        raise PermissionError(
+            EACCES, f"no {kind} can be written there; give another folder", str(place)
+        )
 
 
 def _check_place(
