@@ -129,8 +129,10 @@ def claimed(
 
 
 def check_folder(path: str | Path, kind: str) -> None:
-    """Raises ValueError unless a folder is new, empty or holds such a thing, whoever's it is, and
-    OSError where a new one cannot be written."""
+    """Raises ValueError unless a folder is new, empty or holds such a thing, whoever's it is.
+
+    PermissionError for a new or empty one that cannot be written.
+    """
     path = check_path("folder", path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; expected a folder for the {kind}")

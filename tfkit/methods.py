@@ -30,8 +30,8 @@ Noise = Literal["inverted", "fresh"]  # what a method starts from
 class Moment:
     """One pass through the UNet: at which step of the trajectory, over which frames.
 
-    frames: indices in the video; the batch holds them once for each of ``branches``, in the order
-    [source | negative | prompt]. prepared: what the method made of the video beforehand.
+    frames: indices in the video; the batch holds them once for each of ``branches``, which are some
+    of [source | negative | prompt] in this order. prepared: what the method made of the video beforehand.
     """
 
     model: LatentDiffusion
@@ -124,8 +124,7 @@ class SDEdit(Plain):
     anew: all of them from 1, none from 0, which gives back the source's own latents. noise:
     "inverted" starts from the trajectory's latents, "fresh" puts noise on the clean ones, one draw
     of ``seed`` for all frames. (The noisiest level still has a trace of the source, sqrt(alpha) of
-    it.) Raises
-    ValueError for settings out of range.
+    it.) Raises ValueError for settings out of range.
     """
 
     start: float | int = 0.6
