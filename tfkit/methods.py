@@ -31,7 +31,8 @@ class Moment:
     """One pass through the UNet: at which step of the trajectory, over which frames.
 
     frames: indices in the video; the batch holds them once for each of ``branches``, which are some
-    of [source | negative | prompt] in this order. prepared: what the method made of the video beforehand.
+    of [source | negative | prompt] in this order. prepared: what the method made of the video
+    beforehand.
     """
 
     model: LatentDiffusion
