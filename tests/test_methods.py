@@ -7,6 +7,7 @@ from clips import bare
 
 import tfkit
 from tfkit import hooks
+from tfkit.attention import extended
 from tfkit.methods import Moment, from_source, injection
 from tfkit.records import key_of
 from tfkit.sampling import sample
@@ -89,7 +90,16 @@ def test_full_injection_without_guidance_changes_nothing(model):
 
 @pytest.mark.parametrize(
     ("start", "steps", "taken"),
-    [(0, 4, 0), (0.25, 4, 1), (0.5, 4, 2), (1, 4, 4), (0.5, 3, 2), (0.5, 5, 3), (0.4, 3, 1)],
+    [
+        (0, 4, 0),
+        (0.25, 4, 1),
+        (0.5, 4, 2),
+        (1, 4, 4),
+        (0.5, 3, 2),
+        (0.5, 5, 3),
+        (0.4, 3, 1),
+        (0.29, 50, 15),
+    ],
 )
 def test_sdedit_takes_its_share_of_the_steps(model, start, steps, taken):
     x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
@@ -146,3 +156,68 @@ def test_fresh_noise_is_one_draw_for_all_frames_at_the_first_timestep(model):
 def test_sdedit_knows_two_kinds_of_noise(unchecked):
     with pytest.raises(ValueError, match="noise='white': expected one of 'inverted', 'fresh'"):
         tfkit.SDEdit(0.5, noise="white")
+
+
+class Louder(tfkit.Plain):
+    """Half as much again of what the prompt says, in its own branch alone."""
+
+    def during(self, now):
+        def louder(out):
+            branches = dict(zip(now.which, out.split(len(now.frames)), strict=True))
+            if "prompt" in branches:
+                branches["prompt"] = 1.5 * branches["prompt"]
+            return torch.cat([*branches.values()])
+
+        return hooks.rewrite(now.model.unet, {"mid_block.resnets.0": louder})
+
+    def marks_source(self, prepared):
+        return ""
+
+
+@pytest.fixture(scope="module")
+def short(model):
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return tfkit.invert(model, x, "a cat", steps=2, progress=False)
+
+
+@pytest.mark.parametrize("guidance", [1, 4])
+@pytest.mark.parametrize(
+    "way", [tfkit.ExtendedAttention(), tfkit.TokenFlow(1), tfkit.TokenFlow(3)], ids=repr
+)
+def test_a_method_is_told_which_branches_are_in_a_pass(model, short, way, guidance):
+    settings = {"propagation": way, "guidance": guidance, "progress": False}
+    whole, parts, plain = (
+        tfkit.edit(model, short, "a dog", method=method, batch=batch, **settings).latents
+        for method, batch in [(Louder(), 8), (Louder(), 1), (tfkit.Plain(), 8)]
+    )
+    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-9)
+    assert not torch.allclose(whole, plain)
+
+
+def test_a_processor_of_ones_own_gets_all_branches_however_many_frames(model, short):
+    class Own(tfkit.ExtendedAttention):
+        def attention(self, branches, source):
+            def processor(attn, hidden_states, *args, **kwargs):
+                return extended(attn, hidden_states, branches, source)
+
+            return processor
+
+    whole, parts, known = (
+        tfkit.edit(model, short, "a dog", propagation=way, batch=batch, progress=False).latents
+        for way, batch in [(Own(), 8), (Own(), 1), (tfkit.ExtendedAttention(), 1)]
+    )
+    torch.testing.assert_close(whole, parts, rtol=0, atol=0)
+    torch.testing.assert_close(whole, known, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("batch", [8, 1])
+def test_a_module_that_is_not_there_is_named_however_the_pass_goes(model, short, batch):
+    class Lost(tfkit.Plain):
+        reads_source = True
+
+        def injects(self, now):
+            return ["up_blocks.9.nothing"]
+
+    with pytest.raises(ValueError, match=r"this UNet has no 'up_blocks\.9\.nothing'"):
+        tfkit.edit(model, short, "a dog", method=Lost(), propagation=tfkit.TokenFlow(1),
+                   batch=batch, progress=False)  # fmt: skip

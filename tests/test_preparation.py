@@ -1,7 +1,9 @@
 """A video prepared while it is inverted: the same levels and edits, for fewer passes."""
 
 import json
+import os
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -322,17 +324,30 @@ def test_steps_of_an_edit_come_before_what_is_kept_of_its_source(
     assert bytes_in(tmp_path / "again") == bytes_in(tmp_path / "first")
 
 
-def test_a_disk_that_stays_full_is_an_error_and_what_is_kept_elsewhere_stays(
-    model, latents, tmp_path, full_disk, monkeypatch
-):
+def test_a_disk_that_stays_full_is_an_error(model, latents, tmp_path, small_disk):
     source = prepared(model, latents, preparation(), folder=tmp_path / "fox")
+    whole = bytes_in(tmp_path)
+    small_disk(tmp_path, whole - sum(source.cache.sizes().values()))  # not a byte for the edit
+    edit = tfkit.EditSession(model, source, "a dog", propagation=WAY)
+    with pytest.warns(UserWarning, match="give way"), pytest.raises(OSError, match="No space left"):
+        edit.run(folder=tmp_path / "edit", **QUIET)
+
+
+def test_what_is_kept_on_another_disk_stays(model, latents, tmp_path, full_disk, monkeypatch):
+    source, stat = prepared(model, latents, preparation(), folder=tmp_path / "fox"), Path.stat
     kept = source.cache.sizes()
-    monkeypatch.setattr(type(source.cache), "_beside", lambda cache, file: False)
+
+    def mounted(path, **options):  # the edit's folder is on a disk of its own
+        found = list(stat(path, **options))
+        found[2] += path.name == "edit"
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "stat", mounted)
     full_disk(2)  # the manifest, and then
+    edit = tfkit.EditSession(model, source, "a dog", propagation=WAY)
     with pytest.raises(OSError, match="No space left"):
-        tfkit.EditSession(model, source, "a dog", propagation=WAY).run(
-            folder=tmp_path / "edit", **QUIET
-        )
+        edit.run(folder=tmp_path / "edit", **QUIET)
+    monkeypatch.undo()
     assert source.cache.sizes() == kept
 
 

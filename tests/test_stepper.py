@@ -185,8 +185,10 @@ def test_a_step_tells_how_far_it_is(stepper):
         tfkit.ExtendedAttention(), tfkit.propagation.FirstFrame(),
     ],
 )  # fmt: skip
-def test_the_passes_expected_are_those_made(model, source, propagation):
-    stepper, told = EditStepper(session(model, source, propagation=propagation)), []
+@pytest.mark.parametrize("guidance", [1, 4])
+def test_the_passes_expected_are_those_made(model, source, propagation, guidance):
+    walk = session(model, source, propagation=propagation, guidance=guidance)
+    stepper, told = EditStepper(walk), []
     stepper.observe(lambda change: told.append(change["new"]), "progress")
     stepper.step()
     done, expected = told[-2]

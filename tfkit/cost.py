@@ -123,8 +123,8 @@ class Cost:
 
     @property
     def branches(self) -> int:
-        """Branches of a pass: the prompt's, the negative one and the source's."""
-        return 1 + (self.plan.guidance != 1) + self.plan.reads_source
+        """Branches of a step: the prompt's, the negative one and the source's."""
+        return len(self.plan.branches)
 
     @property
     def joint(self) -> int:
@@ -184,7 +184,8 @@ class Cost:
         joint = together * self.branches * self.branch.bytes
         if together > batch:  # a branch after the other
             joint = together * (self.branch.bytes + self.handed)
-        passes = max(joint, apart * self.branch.bytes) + self.seen * self.kept + self.beside
+        kept = max(self.seen, 1) * self.kept  # of the first frame too, where all attend to it
+        passes = max(joint, apart * self.branch.bytes) + kept + self.beside
         levels = (3 if folder else self.steps + 3) * self.frames * self.latent
         held = levels + min(self.source, budget) + pictures * 2 * self.frames * self.picture
         one = max(self.encode.bytes, self.decode.bytes)
@@ -223,7 +224,9 @@ def cost_of(
         return model.predict_noise(x, t, text, depth=depth)
 
     def step() -> Tensor:
-        with plan.method.during(Moment(model, 0, steps, torch.arange(some), 1, control)):
+        with plan.method.during(
+            Moment(model, 0, steps, torch.arange(some), 1, control, ("prompt",))
+        ):
             return noise()
 
     control = _control(model, x, plan.method)
@@ -267,7 +270,7 @@ def _source_needs(
     """The modules of which an edit of latents ``x`` keeps what it reads, in each step it takes, and
     those that the first step injects into.
 
-    None where a method of one's own looks at the video first, which is not here.
+    Both empty where a method of one's own looks at the video first, which is not here.
     """
     count = steps - plan.method.first_step(steps)
     if isinstance(plan.method, ControlNet):  # it injects nothing, and takes long to prepare
@@ -302,6 +305,11 @@ def _kept(output: Tensor, carries: bool) -> int:
 def _attending(layer: Attention, tokens: Tensor) -> Callable[[], Tensor]:
     """The attention of one frame in a layer to four frames' tokens (4, n, d)."""
     n, d = tokens.shape[1:]
-    q = torch.zeros(1, layer.heads, n, d // layer.heads, device=tokens.device, dtype=tokens.dtype)
-    k = q.repeat(1, 1, 4, 1)
-    return lambda: F.scaled_dot_product_attention(q, k, k)
+    shape = 1, layer.heads, n, d // layer.heads
+
+    def attend() -> Tensor:
+        q = tokens.new_zeros(shape)
+        k = q.repeat(1, 1, 4, 1)
+        return F.scaled_dot_product_attention(q, k, k)
+
+    return attend

@@ -8,7 +8,7 @@ recorded lives as long as the caller keeps it.
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -164,7 +164,7 @@ def record(
 
         return hook
 
-    return _forward_hooks([(unet.get_submodule(name), keep(name)) for name in names], seen)
+    return _forward_hooks([(_module(unet, name), keep(name)) for name in names], seen)
 
 
 class _Seen(Exception):
@@ -186,7 +186,7 @@ def until(unet: nn.Module, names: Iterable[str]) -> AbstractContextManager[None]
 
         return hook
 
-    return _forward_hooks([(unet.get_submodule(name), seen(name)) for name in left], None, _Seen)
+    return _forward_hooks([(_module(unet, name), seen(name)) for name in left], None, _Seen)
 
 
 def rewrite(
@@ -197,25 +197,22 @@ def rewrite(
     Raises ValueError where the model has no such module.
     """
 
-    def module(name: str) -> nn.Module:
-        try:
-            return unet.get_submodule(name)
-        except AttributeError:
-            raise _no_module(unet, name) from None
-
     def hook(change: Callable[[Tensor], Tensor]) -> Callable:
         return lambda module, args, output: change(output)
 
-    return _forward_hooks([(module(name), hook(change)) for name, change in changes.items()], None)
+    pairs = [(_module(unet, name), hook(change)) for name, change in changes.items()]
+    return _forward_hooks(pairs, None)
 
 
-def _no_module(unet: nn.Module, name: str) -> ValueError:
-    """What to raise where a method rewrites a module that is not there."""
+def _module(unet: nn.Module, name: str) -> nn.Module:
+    """A module by name. Raises ValueError where it is not there: a method has named it."""
+    with suppress(AttributeError):
+        return unet.get_submodule(name)
     modules, place = dict(unet.named_modules()), name
     while place not in modules:  # "" is the UNet itself
         place = place.rpartition(".")[0]
     there = ", ".join(child for child, _ in modules[place].named_children()) or "nothing"
-    return ValueError(
+    raise ValueError(
         f"this UNet has no {name!r}, which the method rewrites; expected one of its modules "
         f"({place or 'the UNet'} has {there}). Use tfkit.Plain() instead."
     )

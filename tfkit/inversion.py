@@ -164,7 +164,7 @@ def _predictor(
         scope: AbstractContextManager = nullcontext()
         if control is not None:
             step = source.timesteps.index(t)
-            scope = control.during(Moment(model, step, steps, frames, 1, controlled))
+            scope = control.during(Moment(model, step, steps, frames, 1, controlled, ("source",)))
         with scope:
             return model.predict_noise(x, t, text, depth=source.depth_of(frames))
 
@@ -242,13 +242,6 @@ def check_fits(model: LatentDiffusion, source: Trajectory) -> None:
             f"source is a {type(source).__name__}; expected a Trajectory, as tfkit.invert returns"
         )
     check_depth(model, source.conditions.get("depth"))
-    if source.size is not None and model.grid(*source.size) != source.shape[2:]:
-        (h, w), (rows, columns) = source.size, model.grid(*source.size)
-        raise ValueError(
-            f"source has latents of {' x '.join(map(str, source.shape[2:]))} and says that its "
-            f"frames are of {h} x {w}, which makes {rows} x {columns}: expected the one or the "
-            "other; a Trajectory of latents alone has size=None"
-        )
     expected = model.timesteps(len(source.timesteps))
     if expected != source.timesteps:
         raise ValueError(
@@ -256,6 +249,13 @@ def check_fits(model: LatentDiffusion, source: Trajectory) -> None:
             f"{expected[:3]}: it was inverted with another model; invert with this one"
         )
     check_kin(model, source)
+    if source.size is not None and model.grid(*source.size) != source.shape[2:]:
+        (h, w), (rows, columns) = source.size, model.grid(*source.size)
+        raise ValueError(
+            f"source has latents of {' x '.join(map(str, source.shape[2:]))} and says that its "
+            f"frames are of {h} x {w}, which makes {rows} x {columns}: expected the one or the "
+            "other; a Trajectory of latents alone has size=None"
+        )
 
 
 def check_kin(model: LatentDiffusion, source: Trajectory) -> None:

@@ -23,6 +23,7 @@ from tfkit.sampling import with_noise
 from tfkit.settings import check_choice, check_seed, check_share, settle
 from tfkit.trajectory import Trajectory
 
+Branch = Literal["source", "negative", "prompt"]
 Noise = Literal["inverted", "fresh"]  # what a method starts from
 
 
@@ -30,9 +31,9 @@ Noise = Literal["inverted", "fresh"]  # what a method starts from
 class Moment:
     """One pass through the UNet: at which step of the trajectory, over which frames.
 
-    frames: indices in the video; the batch holds them once for each of ``branches``, which are some
-    of [source | negative | prompt] in this order. prepared: what the method made of the video
-    beforehand.
+    frames: indices in the video; the batch holds them once for each of ``branches``. prepared: what
+    the method made of the video beforehand. which: the branches' names, all or some of "source",
+    "negative" and "prompt" in this order; the prompt's is last, where it is there.
     """
 
     model: LatentDiffusion
@@ -41,6 +42,7 @@ class Moment:
     frames: Int[Tensor, " n"]
     branches: int
     prepared: Any = None
+    which: tuple[Branch, ...] = ()
 
 
 @runtime_checkable
@@ -137,7 +139,7 @@ class SDEdit(Plain):
         settle(self, start=check_share("start", self.start), seed=check_seed(self.seed))
 
     def first_step(self, steps: int) -> int:
-        return steps - floor(self.start * steps + 0.5)
+        return steps - floor(round(self.start * steps, 9) + 0.5)  # 0.29 x 50 is 14.5
 
     def begin(self, model: LatentDiffusion, source: Trajectory, t: int | None) -> Tensor:
         if self.noise == "inverted" or t is None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tfkit import hooks
 from tfkit.attention import Branches, FlowAttention
 from tfkit.diffusion import LatentDiffusion
-from tfkit.methods import Method, Moment, injection
+from tfkit.methods import Branch, Method, Moment, injection
 from tfkit.protocols import Propagation
 from tfkit.settings import check_guidance, settle
 from tfkit.source_cache import Features, KeptStep, StepWriter
@@ -54,16 +54,26 @@ class Plan:
         """Whether the source is one of the branches."""
         return self.method.reads_source or self.propagation.reads_source
 
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """What goes through the UNet in a step, in this order."""
+        edited: tuple[Branch, ...] = ("prompt",) if self.guidance == 1 else ("negative", "prompt")
+        return ("source", *edited) if self.reads_source else edited
+
+
+EVERY, SOURCE, EDITED = slice(None), slice(1), slice(1, None)  # of the branches
+
 
 @dataclass(eq=False)
 class StepPasses:
     """The passes of one step, which a propagation makes in the order and over the frames it wants.
 
-    Called, it makes a pass with all branches; :meth:`read_source` and :meth:`edited` make the same
-    in two. prepared: what the method made of the video. text: embeddings (branches, l, d). step:
-    counted from the trajectory's first. x: the latents (f, c, h, w) before it. known: what earlier
-    edits read of the source in this step, or None. keeps: takes what is read now, or None. tick: is
-    told how many frames are done, pass by pass.
+    Called, it makes a pass with all branches; :meth:`in_turn` makes the same with one in each, and
+    :meth:`read_source` and :meth:`edited` make it in two. prepared: what the method made of the
+    video. text: embeddings (branches, l, d). step: counted from the trajectory's first. x: the
+    latents (f, c, h, w) before it. known: what earlier edits read of the source in this step, or
+    None. keeps: takes what is read now, or None. tick: is told how many frames are done, pass by
+    pass.
     """
 
     model: LatentDiffusion
@@ -81,19 +91,19 @@ class StepPasses:
         """The guided noise of frames (n,), whose source is in the batch if it is read at all."""
         edited = self.x[frames.to(self.x.device)]
         if not self.plan.reads_source:
-            return self._guided(edited, frames, self.text)
-        return self._guided(edited, frames, self.text, own=self._own(frames))
+            return self._guided(edited, frames, EVERY)
+        return self._guided(edited, frames, EVERY, own=self._own(frames))
 
     def in_turn(self, frames: Tensor, attention: Branches) -> Float[Tensor, "n c h w"]:
         """The same, a branch after the other: what is injected goes from the source's to others."""
         edited, features, out = self.x[frames.to(self.x.device)], None, []
         try:
-            for turn, text in enumerate(self.text.split(1)):
+            for turn, branch in enumerate(self.plan.branches):
                 attention.turn = turn
-                if self.plan.reads_source and turn == 0:
+                if branch == "source":
                     features = self._read(frames, self.injected())
                 else:
-                    out.append(self._predict(edited, frames, text, features))
+                    out.append(self._predict(edited, frames, slice(turn, turn + 1), features))
         finally:
             attention.turn = None
         self.tick(len(frames))
@@ -123,15 +133,15 @@ class StepPasses:
         layers = list(hooks.self_attention(unet))
         recorded = hooks.record(unet, [*names, layers[-1]])
         with recorded as seen, hooks.until(unet, [*names, *layers]):
-            self._predict(self._own(frames), frames, self.text[:1])
+            self._predict(self._own(frames), frames, SOURCE)
         if not torch.isfinite(seen[layers[-1]]).all():  # a whole pass tells where it overflowed
-            self._predict(self._own(frames), frames, self.text[:1])
+            self._predict(self._own(frames), frames, SOURCE)
         return {name: seen[name] for name in names}
 
     def edited(self, frames: Tensor, features: Features) -> Float[Tensor, "n c h w"]:
         """The guided noise of frames by what was read of their source, without its branch."""
         edited = self.x[frames.to(self.x.device)]
-        return self._guided(edited, frames, self.text[1:], features=features)
+        return self._guided(edited, frames, EDITED, features=features)
 
     @cached_property
     def _at(self) -> Tensor:
@@ -146,13 +156,13 @@ class StepPasses:
         self,
         edited: Tensor,
         frames: Tensor,
-        text: Tensor,
+        of: slice,
         own: Tensor | None = None,
         features: Features | None = None,
     ) -> Tensor:
-        branches = len(text) - (own is not None)
-        latents = torch.cat([*([] if own is None else [own]), *[edited] * branches])
-        out = self._predict(latents, frames, text, features).chunk(len(text))
+        edits = len(self.plan.branches[of]) - (own is not None)
+        latents = torch.cat([*([] if own is None else [own]), *[edited] * edits])
+        out = self._predict(latents, frames, of, features).split(len(frames))
         self.tick(len(frames))
         return self._mixed(out)
 
@@ -166,23 +176,26 @@ class StepPasses:
         self,
         latents: Tensor,
         frames: Tensor,
-        text: Tensor,
+        of: slice,
         features: Features | None = None,
     ) -> Tensor:
-        branches, method = len(text), self.plan.method
-        now, t = self._moment(frames, branches), self.source.timesteps[self.step]
+        method, now, t = (
+            self.plan.method,
+            self._moment(frames, of),
+            self.source.timesteps[self.step],
+        )
         with ExitStack() as scopes:
             scopes.enter_context(injection(method, now, features))
             scopes.enter_context(method.during(now))
             return self.model.predict_noise(
-                latents, t, text.repeat_interleave(len(frames), 0),
-                depth=self.source.depth_of(frames, branches),
+                latents, t, self.text[of].repeat_interleave(len(frames), 0),
+                depth=self.source.depth_of(frames, now.branches),
             )  # fmt: skip
 
-    def _moment(self, frames: Tensor, branches: int) -> Moment:
+    def _moment(self, frames: Tensor, of: slice) -> Moment:
         """The pass as the method is told of it, which counts the steps of the whole trajectory."""
-        whole = len(self.source.timesteps)
-        return Moment(self.model, self.step, whole, frames, branches, self.prepared)
+        whole, there = len(self.source.timesteps), self.plan.branches[of]
+        return Moment(self.model, self.step, whole, frames, len(there), self.prepared, there)
 
     def needed(self) -> set[str]:
         """The features that a step reads of its source."""
@@ -190,7 +203,7 @@ class StepPasses:
 
     def injected(self) -> list[str]:
         """The modules that the method injects into."""
-        return self.plan.method.injects(self._moment(torch.arange(0), 1))
+        return self.plan.method.injects(self._moment(torch.arange(0), SOURCE))
 
     def _carried(self) -> list[str]:
         """Of these, those that count where tokens are carried, and no attention is computed."""
@@ -201,7 +214,7 @@ class SourcePasses(StepPasses):
     """The same with the source's branch alone: what an edit reads of it, without any edit."""
 
     def __call__(self, frames: Tensor) -> Tensor:
-        self._predict(self._own(frames), frames, self.text[:1])
+        self._predict(self._own(frames), frames, SOURCE)
         return torch.zeros_like(self._own(frames))
 
     def in_turn(self, frames: Tensor, attention: Branches) -> Tensor:
@@ -226,6 +239,6 @@ class InvertingPasses(SourcePasses):
         return seen
 
     def _whole(self, frames: Tensor) -> Tensor:
-        noise = self._predict(self._own(frames), frames, self.text[:1])
+        noise = self._predict(self._own(frames), frames, SOURCE)
         self.tick(len(frames))
         return noise

@@ -58,7 +58,7 @@ class PerFrame:
 class ExtendedAttention:
     """Joint attention: each frame attends to all frames (eq. 3), or to the keyframes alone.
 
-    interval: None: all frames in one pass. A whole number: one keyframe in so many frames;
+    interval: None: all frames together. A whole number: one keyframe in so many frames;
     keyframes attend to each other, then the other frames to the keyframes, a batch at a time: the
     paper's ablation of TokenFlow (section 5.3). keyframes: "random" in each interval at every step,
     or "fixed" in the middles. window: to how many keyframes a frame attends where there are more:

@@ -121,12 +121,15 @@ def split(frames: Tensor, batch: int) -> tuple[Tensor, ...]:
     return frames.split(batch) if len(frames) else ()
 
 
-def jointly(run: Passes, frames: Tensor, attention: Branches, batch: int) -> Tensor:
+def jointly(run: Passes, frames: Tensor, attention: Any, batch: int) -> Tensor:
     """The noise of frames that attend to each other, and so cannot be split into batches.
 
-    Where they are more than one, the branches go in turn.
+    Where they are more than a batch, the branches go in turn, if the processor knows of them: as
+    one of :class:`tfkit.attention.Branches`, which it asks which are ``there``.
     """
-    return run(frames) if len(frames) <= batch else run.in_turn(frames, attention)
+    if len(frames) <= batch or not isinstance(attention, Branches):
+        return run(frames)
+    return run.in_turn(frames, attention)
 
 
 def in_order(frames: int, parts: Iterable[tuple[Tensor, Tensor]]) -> Float[Tensor, "f c h w"]:

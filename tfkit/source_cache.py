@@ -97,7 +97,7 @@ class SourceCache:
         warnings.warn(
             f"the disk is full: the {kept / 2**20:,.1f} MiB that were kept of the source give way, "
             "and further edits of this video will compute them again. Once there is room: "
-            f"source.cache.budget = {self.budget}",
+            f"source.cache.budget = {self.budget or BUDGET}",
             stacklevel=2,
         )
         self.clear()
@@ -148,10 +148,11 @@ class SourceCache:
         if self.folder is not None:
             shutil.rmtree(self.folder / key, ignore_errors=True)
 
-    def _beside(self, file: str) -> bool:
+    def _beside(self, file: str | None) -> bool:
         """Whether a file's folder is on the disk that this one is on."""
-        there = Path(file).parent
-        return self.folder is not None and self.folder.stat().st_dev == there.stat().st_dev
+        if self.folder is None or file is None:
+            return False
+        return self.folder.stat().st_dev == Path(file).parent.stat().st_dev
 
     def _file(self, key: str, t: int, part: int | None) -> Path:
         which = "" if part is INDEX else f"-{part:04d}"

@@ -184,7 +184,7 @@ class Steps:
             parts: list[Tensor] = []
             for frames in every.split(batch):
                 whole, some = len(source.timesteps), level.part(t, frames)
-                now = Moment(model, self.first + step, whole, frames, 1, self.prepared)
+                now = Moment(model, self.first + step, whole, frames, 1, self.prepared, ("source",))
                 with self.plan.method.during(now):
                     parts += read_tokens(model, some, t, text, names, kind, batch).values()
             return torch.cat(parts)

@@ -39,7 +39,7 @@ def is_new(session: EditSession) -> bool:
 def passes(session: EditSession) -> int:
     """UNet passes of the next step: its propagation orders them, and no UNet runs."""
     plan = session.plan
-    run, branches = _Counted(session.passes().known is not None), 2 + plan.reads_source
+    run, branches = _Counted(session.passes().known is not None), len(plan.branches)
     attention = plan.propagation.attention(branches, plan.reads_source)
     row = ahead(session)[session.position]
     plan.propagation.predict(run, attention, len(session.source), row, session.batch)
