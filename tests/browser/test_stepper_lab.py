@@ -74,8 +74,8 @@ def test_an_edit_is_played_stopped_changed_and_branched(notebook):
         (stopped, False, True)
     )
     told = page.evaluate("explored.map((e) => e.progress.join('/'))")
-    # a pass of the keyframes, and of each of four other frames the source, then the edit
-    assert {"0/9", "1/9", "5/9"} <= set(told)
+    # a pass of each branch of the keyframes, and of each of four other frames the source, the edit
+    assert {"0/11", "1/11", "5/11"} <= set(told)
 
     click(page, "Step ▶")  # interrupted in the middle, it was not taken
     page.wait_for_function("explored.at(-1).progress[0] >= 1")
