@@ -16,6 +16,7 @@ import tfkit
 from tfkit import advice, autoencoder, cost, hooks, memory
 from tfkit.__main__ import main
 from tfkit.advice import edge_agreement, examine, prompt_notes, quality_notes
+from tfkit.live import Live
 from tfkit.memory import available_memory
 from tfkit.passes import Plan
 from tfkit.truth import TrueFlow
@@ -221,7 +222,7 @@ def test_the_autoencoder_is_told_to_take_what_it_would(menagerie, monkeypatch):
     assert report.fits and not report.notes
     held = most - 8 * one
     monkeypatch.setattr(autoencoder, "available_memory", lambda device: free - held)
-    with cost.Live() as live:
+    with Live() as live:
         menagerie.decode(torch.zeros(8, 4, *menagerie.grid(128, 128)))
     assert 0.6 < live.peak / (report.memory - held) < 1.1
 
@@ -289,7 +290,7 @@ def test_a_second_edit_and_a_refined_inversion_cost_what_they_should(model):
 
 
 def test_live_tensors_are_counted_as_they_come_and_go():
-    with cost.Live() as live:
+    with Live() as live:
         a = torch.ones(1000)  # 4000 bytes
         b = a.view(10, 100)  # the same memory
         c = b + 1
@@ -304,7 +305,7 @@ def test_live_tensors_are_counted_as_they_come_and_go():
 def test_what_was_there_before_is_not_counted():
     """A linear layer sees its weights through a view of them."""
     layer, x = torch.nn.Linear(1000, 1000), torch.ones(1, 1000)
-    with torch.no_grad(), cost.Live() as live:
+    with torch.no_grad(), Live() as live:
         y = layer(x)
         y.add_(1)
     assert live.peak == live.now == y.nbytes

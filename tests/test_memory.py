@@ -11,7 +11,7 @@ from pipelines import moving_latents
 
 import tfkit
 from tfkit import autoencoder, demo
-from tfkit.cost import Live
+from tfkit.live import Live
 from tfkit.memory import fitting, is_out_of_memory, peak_memory
 from tfkit.metrics import psnr
 from tfkit.swapping import rebuild

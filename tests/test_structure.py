@@ -23,7 +23,7 @@ ORDER = [
     "tracks", "pca", "keyframes", "attention", "swapping", "protocols", "propagation",
     "truth",
     "passes", "steps", "planning", "preparation", "checkpoints", "history", "carried", "views",
-    "metrics", "comparing", "edit_state", "session", "editing", "cost", "advice",
+    "metrics", "comparing", "edit_state", "session", "editing", "live", "cost", "advice",
     "raft", "fidelity", "matches", "clip", "dino", "intervals",
     "choices", "preferences", "scores",
     "readers", "measured_source", "scoring", "portable", "jobs", "entries", "evaluation", "tables",

@@ -1,11 +1,8 @@
 """What an edit costs before it is begun: seconds and bytes, from one pass of each kind.
 
-Time is measured on this machine. Memory is what the tensors of a pass take that live at once,
-counted as they come and go; the libraries' own workspaces and fragmentation come on top.
+What a pass takes is measured and counted by live.py, on this machine.
 """
 
-import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, is_dataclass, replace
@@ -15,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from tfkit import hooks
@@ -25,6 +20,7 @@ from tfkit.autoencoder import SHARE
 from tfkit.control import Controlled, ControlNet
 from tfkit.diffusion import LatentDiffusion
 from tfkit.keyframes import key_blocks
+from tfkit.live import Pass, measured
 from tfkit.methods import Method, Moment, Plain, PlugAndPlay
 from tfkit.passes import Plan
 from tfkit.planning import plan_steps
@@ -33,64 +29,6 @@ from tfkit.trajectory import CLEAN, Trajectory
 
 LARGE = 64**2  # latents of a frame, above which one alone is measured
 JOINT = JointAttention | KeyframeAttention | FlowAttention
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of the tensors made inside it: those alive now, and the most at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.peak = 0, 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        given = {storage._cdata for storage in _storages((args, kwargs))}
-        out = func(*args, **(kwargs or {}))
-        for storage in _storages(out):  # a view of what was given is nothing new
-            if storage._cdata not in given:
-                self._count(storage)
-        return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
-
-
-def _storages(values: Any) -> list[torch.UntypedStorage]:
-    return [x.untyped_storage() for x in tree_leaves(values) if isinstance(x, Tensor)]
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What one frame costs in a pass of its kind."""
-
-    seconds: float
-    bytes: int
-
-
-@torch.no_grad()
-def measured(work: Callable[[], object], frames: int) -> Pass:
-    """What each of the frames of ``work()`` costs."""
-    finish = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    with Live() as live:
-        work()  # also the first call, which is slow
-    finish()
-    start = time.perf_counter()
-    work()
-    finish()
-    return Pass((time.perf_counter() - start) / frames, live.peak // frames)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import torch
 from torch.autograd.profiler import profile
 
 from tfkit.ascent import Predictor
-from tfkit.cost import Live
 from tfkit.diffusion import LatentDiffusion
 from tfkit.inversion import invert, reconstruct
 from tfkit.keyframes import seams
+from tfkit.live import Live
 from tfkit.loading import load
 from tfkit.memory import peak_memory
 from tfkit.menagerie import film
