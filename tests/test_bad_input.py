@@ -437,6 +437,10 @@ if hasattr(os, "mkfifo"):  # not on Windows
         lambda m, s, d: os.mkfifo(d.parent / "a.mp4") or tfkit.read_video(d.parent / "a.mp4"),
         r"a\.mp4' is neither a file nor a folder; expected a video",
     )
+    VIDEO["a pipe among images"] = (
+        lambda m, s, d: os.mkfifo(d.parent / "a.png") or tfkit.read_video(d.parent),
+        r"a\.png' cannot be read as an image: it is a pipe",
+    )
 MISSING = {
     "read nothing": (lambda m, s, d: tfkit.read_video("no.mp4"), r"'no\.mp4' does not exist"),
     "load nothing": (

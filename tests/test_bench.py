@@ -64,13 +64,14 @@ def test_more_passes_of_inversion_leave_more_of_the_video():
     assert plain.value < ahead.value < coded.value + 0.5
 
 
-def test_the_shares_of_a_step_add_up(pipeline_folder, monkeypatch):
+def test_the_shares_of_a_step_add_up(pipeline_folder, monkeypatch, capfd):
     small = tfkit.menagerie.film("a cat", frames=4).frames[..., ::4, ::4]
     monkeypatch.setattr(growth, "film", lambda _, frames: tfkit.Clip(small[:frames]))
     rows = list(growth.shares(tfkit.load(pipeline_folder, device="cpu"), frames=4))
     assert sum(row.ratio for row in rows) == pytest.approx(1)
     assert {row.name for row in rows} == {*growth.KINDS, "the rest"}
     assert all(row.value > 0 for row in rows)
+    assert "profiler" not in capfd.readouterr().err  # the table alone is shown
 
 
 def test_where_blocks_meet_is_told_from_elsewhere(pipeline_folder, monkeypatch):

@@ -42,6 +42,8 @@ def _read_images(path: Path) -> Generator[Lazy, None, None]:
     first = None
     for one in paths:
         try:
+            if one.is_fifo():
+                raise ValueError("it is a pipe, which would be waited for")
             with Image.open(one) as image:
                 # of a camera's MPO, a JPEG with previews, and of a TIFF with one, the first is it
                 moving = image.format in ("WEBP", "PNG", "GIF") or _pages(image)

@@ -4,6 +4,7 @@ Ratios within one run, like the rest of the benchmark; memory is the peak of a p
 """
 
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -140,7 +141,8 @@ def shares(model: LatentDiffusion, frames: int = 16) -> Iterator[Row]:
     session = EditSession(model, source, PROMPT, propagation=TokenFlow(8))
     session.branch().step()  # once unmeasured: the first call of each kernel is slow
     source.cache.clear()
-    with profile(use_kineto=False) as record:  # Kineto writes to stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes to stderr, even unused
+    with profile(use_kineto=False) as record:
         session.step()
     spent = dict.fromkeys(KINDS, 0.0)
     spent["the rest"] = 0.0
