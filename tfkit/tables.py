@@ -54,11 +54,14 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     if name == "PnP" or way != "first frame"
 }
 _WIDE = {**CONTENDERS["PnP, TokenFlow"], "propagation": TokenFlow(8)}
+_INPUTS = {**_WIDE, "propagation": TokenFlow(8, field="input")}
 FURTHER = {  # edited when named: with the paper's own interval, of 8 frames a single keyframe a
-    # step, and with its guidance as well
+    # step, with its guidance as well, and with the authors' fields
     "PnP, TokenFlow, interval 8": _WIDE,
+    "PnP, TokenFlow, interval 8, inputs": _INPUTS,
     "PnP, per frame, guidance 7.5": {**CONTENDERS["PnP, per frame"], "guidance": 7.5},
     "PnP, TokenFlow, interval 8, guidance 7.5": {**_WIDE, "guidance": 7.5},
+    "PnP, TokenFlow, interval 8, inputs, guidance 7.5": {**_INPUTS, "guidance": 7.5},
 }
 
 
