@@ -258,7 +258,7 @@ def test_what_is_kept_of_the_source_is_told_beforehand_and_what_it_saves(model, 
     size = sum(
         values.nbytes for step in kept for name, values in step.part(0).items() if name != "frames"
     )
-    assert told.source == size
+    assert size < sum(source.cache.sizes().values()) <= told.source < size + 6000 * steps
     saved = len(kept) * told.carried * told.branch.seconds
     assert told.edit() - told.edit(prepared=True) == pytest.approx(saved)
     seen = []

@@ -60,6 +60,10 @@ def picture(side=8):
 # What is done, with the model m, a trajectory s of three frames and steps 501 and 1, and an empty
 # folder; then what is raised.
 INVERT = {
+    "looking ahead at a path": (
+        lambda m, s, d: tfkit.preflight(m, d / "a.mp4", "a cat"),
+        r"frames is of type \w*Path; expected .*: tfkit\.read_video\('.*a\.mp4'\) reads one",
+    ),
     "folder of no name": (
         lambda m, s, d: tfkit.invert(m, FRAMES, folder=""),
         r"folder='': expected a path",

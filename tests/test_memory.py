@@ -28,6 +28,7 @@ def test_a_real_failure_is_known_and_others_are_not():
     with pytest.raises(RuntimeError) as failed:
         torch.empty(2**55, dtype=torch.uint8)
     assert is_out_of_memory(failed.value) and is_out_of_memory(torch.cuda.OutOfMemoryError())
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))  # as oneDNN says it
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 

@@ -304,10 +304,23 @@ def test_what_is_prepared_gives_way_to_levels_on_a_full_disk(
     small_disk(tmp_path / "fox", room + int(more * (whole - room)))
     with pytest.warns(UserWarning, match=r"the disk is full: .* give way") as said:
         source = prepared(model, latents, preparation(), folder=tmp_path / "fox")
-    assert len(said) == 1 and source.cache.budget == 0 and not source.cache.sizes()
+    assert sum("give way" in str(one.message) for one in said) == 1
+    assert source.cache.budget == 0 and not source.cache.sizes()
     same_levels(source, plain)
     made = edited(model, source, way=WAY)
     torch.testing.assert_close(made, edited(model, plain, way=WAY), **EXACT)
+
+
+def test_a_place_that_takes_nothing_is_told_once(model, latents, plain, tmp_path):
+    source = prepared(model, latents, None, folder=tmp_path / "fox")
+    source.cache.folder.write_text("a file, where the folder was to be")
+    with pytest.warns(
+        UserWarning, match=r"cannot be kept in .*cache' \(.*\): further edits"
+    ) as said:
+        made = [edited(model, source, way=WAY) for _ in range(2)]
+    assert len(said) == 1
+    for one in made:
+        torch.testing.assert_close(one, edited(model, plain, way=WAY), **EXACT)
 
 
 def test_steps_of_an_edit_come_before_what_is_kept_of_its_source(

@@ -287,7 +287,7 @@ def test_tokens_come_from_a_model_by_name():
     [
         ((EDIT[:2], SOURCE, PROMPT), {}, r"edit has 2 frames, source 3; expected as many"),
         ((EDIT[:1], SOURCE[:1], PROMPT), {}, r"edit has 1 frames, source 1; .*two at least"),
-        ((None, SOURCE, PROMPT), {}, r"edit is a NoneType; expected a Clip"),
+        ((None, SOURCE, PROMPT), {}, r"edit is of type NoneType; expected a Clip"),
         ((EDIT, SOURCE, PROMPT), {"flow": "lk"}, r"flow='lk'; expected \(flow, visible\) or one "),
         ((EDIT, SOURCE.frames, PROMPT), {"flow": "exact"}, r"the source knows no flow; expected"),
         ((EDIT, SOURCE, PROMPT), {"structure": "dino"}, r"structure='dino': expected a function"),

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -208,7 +209,8 @@ FRAMES = moving(2)
         (FRAMES[0], r"frames has shape \(3, 32, 48\); expected \(f, 3, h, w\) with at least one"),
         (FRAMES[:, :1], r"frames has shape \(2, 1, 32, 48\); expected"),
         (FRAMES[:0], r"frames has shape \(0, 3, 32, 48\); expected"),
-        (FRAMES.numpy(), r"frames is a ndarray; expected a Clip or a torch tensor"),
+        (FRAMES.numpy(), r"frames is of type ndarray; expected a Clip or a torch tensor"),
+        (SimpleNamespace(frames=FRAMES), r"tensor \(f, 3, h, w\), as its \.frames are"),
         ((FRAMES * 255).byte(), r"frames is torch.uint8; expected floats in \[0, 1\] \(uint8: x /"),
         (FRAMES * 2 - 1, r"frames range from -1 to [\d.]+; expected \[0, 1\] \(from \[-1, 1\]: x"),
         (FRAMES.index_fill(0, torch.tensor(1), torch.nan), r"NaN or infinity, first in frame 1"),

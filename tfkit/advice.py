@@ -220,6 +220,7 @@ def examine(source: Clip | Tensor, edited: Clip | Tensor) -> list[str]:
     (:func:`edge_agreement`): from ``SAME`` dB on it is almost the source, and below ``LOST`` its
     structure is lost, both found on the menagerie. Raises ValueError for other shapes.
     """
+    source, edited = as_frames(source, "source"), as_frames(edited, "edited")
     level, edges = psnr(edited, source), edge_agreement(edited, source)
     if level >= SAME:
         return [

@@ -27,7 +27,7 @@ from tfkit.planning import plan_steps
 from tfkit.protocols import LEAST_WINDOW, Carrying, Windowed
 from tfkit.trajectory import CLEAN, Trajectory
 
-LARGE = 64**2  # latents of a frame, above which one alone is measured
+MEASURED = 2 * 64**2  # latents that are measured together: some frames, or a large one alone
 JOINT = JointAttention | KeyframeAttention | FlowAttention
 
 
@@ -37,6 +37,7 @@ class Cost:
 
     keyframes: of a step, None where there are none. unet, encode, decode: a frame's share. branch:
     the same of a pass of the edit, a ControlNet's share with it; beside: bytes of its weights.
+    light: of one that tokens are carried to, which computes no self-attention.
     attending: seconds of a frame's attention to another, in all layers and edited branches. kept:
     bytes that a keyframe's tokens take. handed: bytes of a frame's source that are injected into
     the other branches, where these go in turn. read: bytes that are kept of a carried frame's
@@ -49,6 +50,7 @@ class Cost:
     keyframes: int | None
     unet: Pass
     branch: Pass
+    light: Pass
     beside: int
     encode: Pass
     decode: Pass
@@ -101,14 +103,21 @@ class Cost:
     def edit(self, *, prepared: bool = False) -> float:
         """Seconds, decoded. prepared: the source was read before."""
         attending = (self.joint if self.carried else self.frames) * self.seen * self.attending
-        step = self.passes(prepared=prepared) * self.branch.seconds + attending
+        light = self.carried * (self.branches - 1)  # all but the source's
+        whole = self.passes(prepared=prepared) - light
+        step = whole * self.branch.seconds + light * self.light.seconds + attending
         taken = self.steps - self.plan.method.first_step(self.steps)
         return taken * step + self.frames * self.decode.seconds
 
     @property
     def source(self) -> int:
-        """Bytes that keeping all that edits read of the source takes."""
-        return self.carried * self.read
+        """Bytes that keeping all that edits read of the source takes, at the most.
+
+        Beside the values names and numbers: of a step some 4.3 KiB in files, and 50 bytes a frame.
+        """
+        if not self.carried * self.read:
+            return 0
+        return self.carried * self.read + self.steps * (5000 + 64 * self.frames)
 
     def memory(self, batch: int, free: int, *, folder: bool, pictures: bool, budget: int) -> int:
         """Bytes at the peak where so many are free, within which the autoencoder keeps.
@@ -152,7 +161,7 @@ def cost_of(
     """Measures a pass of each kind for frames of ``shape`` (f, 3, h, w)."""
     f, _, height, width = shape
     h, w = model.grid(height, width)
-    some = min(2, f) if h * w <= LARGE else 1
+    some = max(min(MEASURED // (h * w), f, 8), 1)
     x = torch.zeros(some, 4, h, w, device=model.device, dtype=model.precision)
     picture = torch.zeros(some, 3, height, width)
     text, t = model.embed(plan.prompt).expand(some, -1, -1), model.timesteps(1)[0]
@@ -166,6 +175,10 @@ def cost_of(
             Moment(model, 0, steps, torch.arange(some), 1, control, ("prompt",))
         ):
             return noise()
+
+    def lightly() -> Tensor:
+        with hooks.processor(model.unet, lambda attn, tokens, *_, **__: tokens):
+            return step()
 
     control = _control(model, x, plan.method)
     layers = hooks.self_attention(model.unet)
@@ -181,6 +194,8 @@ def cost_of(
     }
     if type(plan.method).during is not Plain.during:
         works["branch"] = step, some
+    if isinstance(plan.propagation, Carrying):
+        works["light"] = lightly, some
     alike = {name: (layers[name].heads, y.shape[1:]) for name, y in tokens.items()}
     works |= {alike[name]: (_attending(layers[name], y), 4) for name, y in tokens.items()}
     each = tqdm(works.items(), desc="measure", disable=not progress)
@@ -192,6 +207,7 @@ def cost_of(
     return Cost(
         plan, frames=f, steps=steps, keyframes=None if rows is None else rows.shape[1],
         unet=cost["unet"], branch=cost.get("branch", cost["unet"]),
+        light=cost.get("light", cost["unet"]),
         beside=0 if control is None else sum(x.nbytes for x in control.net.parameters()),
         encode=cost["encode"], decode=cost["decode"],
         attending=edited * sum(cost[of].seconds for of in alike.values()),

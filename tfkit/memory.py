@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")  # a container's limits
+_SAID = ("can't allocate memory", "could not create a primitive")  # by torch; by oneDNN
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ def told(error: BaseException, tried: str = "") -> OutOfMemory:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or (a RuntimeError like others) on the CPU."""
     known = (MemoryError, torch.cuda.OutOfMemoryError)
-    return isinstance(error, known) or "can't allocate memory" in str(error)
+    return isinstance(error, known) or any(words in str(error) for words in _SAID)
 
 
 def available_memory(device: torch.device) -> int:

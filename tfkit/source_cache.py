@@ -7,6 +7,7 @@ Memory, or disk where the trajectory lies in a folder: ``budget`` bytes at the m
 read in parts of some frames, so that a long video costs no more than a short one meanwhile.
 """
 
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -37,12 +38,12 @@ class SourceCache:
 
     folder: where they lie as safetensors, None for memory. budget: bytes, 0 keeps nothing. What
     is kept is an optimisation alone: a step of which a file is lost or damaged counts as absent,
-    one that cannot be written is not kept, and all gives way to what matters more.
+    one that cannot be written is not kept, with a warning, and all gives way to what matters more.
     """
 
     def __init__(self, folder: str | Path | None = None, budget: int = BUDGET):
         self.folder, self.budget = None if folder is None else Path(folder), budget
-        self.warned: set[str] = set()  # keys told of: too large for the budget
+        self.warned: set[str] = set()  # told of: keys too large for the budget, and the disk
         self._memory: dict[str, dict[tuple[int, int | None], Features]] = {}
 
     def get(self, key: str, t: int) -> "KeptStep | None":
@@ -78,7 +79,8 @@ class SourceCache:
             for rest in left_over(file.parent, file.name):
                 rest.unlink(missing_ok=True)
             save_tensors(file, features)
-        except OSError:
+        except OSError as error:
+            self._tell(error)
             return False
         return True
 
@@ -147,6 +149,17 @@ class SourceCache:
         self._memory.pop(key, None)
         if self.folder is not None:
             shutil.rmtree(self.folder / key, ignore_errors=True)
+
+    def _tell(self, error: OSError) -> None:
+        """Warns, once, that the folder takes nothing."""
+        if "disk" not in self.warned:
+            self.warned.add("disk")
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            warnings.warn(
+                f"what the steps read of the source cannot be kept in {str(self.folder)!r} "
+                f"({reason}): further edits of this video will compute it again",
+                stacklevel=2,
+            )
 
     def _beside(self, file: str | None) -> bool:
         """Whether a file's folder is on the disk that this one is on."""

@@ -8,6 +8,7 @@ import base64
 import html
 import io
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Real
@@ -112,8 +113,12 @@ def as_frames(frames: object, name: str = "frames") -> Float[Tensor, "f 3 h w"]:
     """Frames of a clip or the tensor itself, (f, 3, h, w), f >= 1; ValueError for anything else."""
     frames = frames.frames if isinstance(frames, Clip) else frames
     if not isinstance(frames, Tensor):
+        hint = ", as its .frames are" if hasattr(frames, "frames") else ""
+        if isinstance(frames, str | os.PathLike):
+            hint = f": tfkit.read_video({str(frames)!r}) reads one"
         raise ValueError(
-            f"{name} is a {type(frames).__name__}; expected a Clip or a torch tensor (f, 3, h, w)"
+            f"{name} is of type {type(frames).__name__}; expected a Clip or a torch tensor "
+            f"(f, 3, h, w){hint}"
         )
     if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
         raise ValueError(
