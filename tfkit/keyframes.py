@@ -3,6 +3,7 @@
 "paper" follows section 4 of the paper; "reference" follows the authors' code where it differs.
 """
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -135,8 +136,8 @@ def check_keyframes(keyframes: Indices, frames: int, steps: int) -> Int[Tensor, 
     whole = not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
     if not whole or rows.ndim not in (1, 2) or not rows.numel():
         raise ValueError(
-            f"keyframes of shape {tuple(rows.shape)} and {rows.dtype}: expected whole numbers "
-            "(steps, k) or (k,)"
+            f"keyframes={reprlib.repr(rows.tolist())}, of shape {tuple(rows.shape)} and "
+            f"{rows.dtype}: expected whole numbers (steps, k) or (k,)"
         )
     rows = rows.to("cpu", torch.long, copy=True)  # the user may write into what he gave
     rows = rows.repeat(steps, 1) if rows.ndim == 1 else rows
