@@ -99,7 +99,7 @@ def test_values_that_are_not_there_change_nothing(compare, name, value, message)
         ((moving(f=2),), "1 clips"),
         (({"a": moving(f=2), "b": moving(f=3)},), "'b' has 3 frames of 32x48, 'a' 2 frames"),
         (({"a": moving(f=2), "b": moving(f=2, w=32)},), r"'b' has 2 frames of 32x32.*resize"),
-        (({"a": moving(f=2), "b": 3},), "'b' is a int; expected a Clip"),
+        (({"a": moving(f=2), "b": 3},), "'b' is of type int; expected a Clip"),
         (({"a": moving(f=2), "b": 3 * moving(f=2)},), r"range from .* expected \[0, 1\]"),
     ],
 )
