@@ -43,7 +43,8 @@ class SourceCache:
 
     def __init__(self, folder: str | Path | None = None, budget: int = BUDGET):
         self.folder, self.budget = None if folder is None else Path(folder), budget
-        self.warned: set[str] = set()  # told of: keys too large for the budget, and the disk
+        self.warned: set[str] = set()  # keys told of: too large for the budget
+        self._refused = False  # whether it was told that the folder takes nothing
         self._memory: dict[str, dict[tuple[int, int | None], Features]] = {}
 
     def get(self, key: str, t: int) -> "KeptStep | None":
@@ -152,8 +153,8 @@ class SourceCache:
 
     def _tell(self, error: OSError) -> None:
         """Warns, once, that the folder takes nothing."""
-        if "disk" not in self.warned:
-            self.warned.add("disk")
+        if not self._refused:
+            self._refused = True
             reason = os.strerror(error.errno) if error.errno else str(error)
             warnings.warn(
                 f"what the steps read of the source cannot be kept in {str(self.folder)!r} "
