@@ -1,5 +1,6 @@
 """Out of memory: half the batch, and on; the result is the same."""
 
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from pipelines import moving_latents
 import tfkit
 from tfkit import autoencoder, demo
 from tfkit.live import Live
-from tfkit.memory import fitting, is_out_of_memory, peak_memory
+from tfkit.memory import fitting, is_out_of_memory, keep_freed, peak_memory
 from tfkit.metrics import psnr
 from tfkit.swapping import rebuild
 
@@ -38,6 +39,34 @@ def test_the_peak_is_the_processs_own_and_not_of_the_one_that_began_it():
     code = "from tfkit.memory import peak_memory; print(peak_memory())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 2**26 < int(done.stdout) < 0.9 * held.nbytes < 0.9 * peak_memory()
+
+
+FAULTS = """
+import resource
+import torch
+import tfkit
+from tfkit.memory import keep_freed
+
+model = tfkit.load(device="cpu")
+x, text = torch.randn(16, 4, 32, 32), model.embed("a fox")
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    model.predict_noise(x, 501, text)
+print(keep_freed(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.parametrize("theirs", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}])
+def test_what_a_layer_frees_is_not_fetched_from_the_system_again(theirs):
+    if not keep_freed():
+        pytest.skip("another C library, or its malloc is set up already")
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True,
+        env=os.environ | theirs,
+    )  # fmt: skip
+    kept, faults = done.stdout.split()
+    assert kept == str(not theirs)
+    assert (int(faults) < 1_000) if kept == "True" else (int(faults) > 10_000)
 
 
 def test_it_halves_until_it_fits_and_says_so():

@@ -23,6 +23,7 @@ from tfkit.finding import (
     weights_in,
 )
 from tfkit.libraries import explained, in_a_line, quietly
+from tfkit.memory import keep_freed
 from tfkit.overflow import HALF
 
 __all__ = [
@@ -46,6 +47,8 @@ def load(
     for models that are no Stable Diffusion 1.x, 2.x, 2 depth or XL.
     """
     device = _device(device)
+    if device.type == "cpu":
+        keep_freed()
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     if dtype not in (*HALF, torch.float32, torch.float64):
         raise ValueError(f"dtype={dtype!r}: expected torch.float16, bfloat16, float32 or float64")

@@ -1,9 +1,12 @@
 """When memory runs out: half the batch, and on. How much there is, and the most that was held."""
 
+import ctypes
+import os
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +14,9 @@ import torch
 
 CGROUP = Path("/sys/fs/cgroup")  # a container's limits
 _SAID = ("can't allocate memory", "could not create a primitive")  # by torch; by oneDNN
+
+# Of what is freed so much is kept, and no block above the second, as far as glibc goes by itself.
+KEPT, LARGE = 2**28, 2**25
 
 T = TypeVar("T")
 
@@ -59,6 +65,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or (a RuntimeError like others) on the CPU."""
     known = (MemoryError, torch.cuda.OutOfMemoryError)
     return isinstance(error, known) or any(words in str(error) for words in _SAID)
+
+
+@cache
+def keep_freed() -> bool:
+    """Lets glibc keep up to ``KEPT`` bytes that were freed, for the next layer to take again.
+
+    By itself it gives what a layer frees back to the system, which hands it out anew page by page:
+    40,000 faults in a pass over 16 frames of 256 pixels, a tenth of its time. Returns whether it
+    is so: not where the user has set malloc's own variables, nor with another C library.
+    """
+    theirs = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    if not sys.platform.startswith("linux") or any(name in os.environ for name in theirs):
+        return False
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return False
+    trim, mmap = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h; the one unsets the other
+    return bool(libc.mallopt(trim, KEPT) and libc.mallopt(mmap, LARGE))
 
 
 def available_memory(device: torch.device) -> int:
