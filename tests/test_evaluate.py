@@ -753,10 +753,20 @@ def test_a_model_travels_by_its_name_and_is_checked_on_arrival(folder, model):
     assert copy(Portable(partial(tfkit.load, folder))).model().name == str(folder)
     other = tfkit.load(folder, device="cpu")
     other.unet.conv_in.weight.data += 1
-    for changed in (other, replace(model, name="nowhere")):
-        with pytest.raises(ValueError, match="is not the same; give a function that loads it"):
+    for changed, found in ((other, "something else"), (replace(model, name="nowhere"), "nowhere")):
+        said = rf"is not the same \(.*{found}.*\); give a function that loads it"
+        with pytest.raises(ValueError, match=said):
             copy(Portable(changed)).model()
     assert copy(Meter(tqdm(total=1, disable=True))).bar is None
+
+
+def test_a_model_is_read_for_the_device_that_it_was_on(model):
+    there = copy(Portable(model))
+    assert there.model().device == model.device
+    fingerprint, dtype, _ = there.expected
+    there.expected = fingerprint, dtype, "cuda:99"
+    with pytest.raises(ValueError, match=r"not the same \(device='cuda:99' cannot be used here"):
+        there.model()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -29,7 +30,16 @@ def test_a_real_failure_is_known_and_others_are_not():
     with pytest.raises(RuntimeError) as failed:
         torch.empty(2**55, dtype=torch.uint8)
     assert is_out_of_memory(failed.value) and is_out_of_memory(torch.cuda.OutOfMemoryError())
-    assert is_out_of_memory(RuntimeError("could not create a primitive"))  # as oneDNN says it
+    for said in (
+        "could not create a primitive",  # oneDNN
+        "CUDA error: out of memory",  # an AcceleratorError
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "MPS backend out of memory (MPS allocated: 9.00 GB)",
+        "[enforce fail at alloc_cpu.cpp:75] DefaultCPUAllocator: not enough memory",  # Windows
+    ):
+        assert is_out_of_memory(RuntimeError(said))
+        assert not is_out_of_memory(ValueError(said))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
@@ -178,6 +188,29 @@ def test_a_small_memory_inverts_and_edits_all_the_same(model, way, most):
             handle.remove()
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:out of memory")
+@pytest.mark.parametrize("prepares", [False, True])
+def test_what_did_not_fit_holds_no_memory_when_half_of_it_is_tried(model, monkeypatch, prepares):
+    made, held = [], []
+
+    def attention(way, *given):
+        held.append([old() for old in made if old() is not None])
+        new = of(way, *given)
+        made.append(weakref.ref(new))
+        return new
+
+    of = tfkit.TokenFlow.attention
+    monkeypatch.setattr(tfkit.TokenFlow, "attention", attention)
+    source = tfkit.invert(model, moving_latents(8, 8, 8).double(), "a cat", steps=1, **QUIET)
+    session = tfkit.EditSession(model, source, "a dog", propagation=tfkit.TokenFlow(interval=4))
+    handle = small(model.unet, 3)
+    try:
+        session.prepare(progress=False) if prepares else session.step()
+    finally:
+        handle.remove()
+    assert len(made) > 2 and held == [[]] * len(made)  # for batches of 8, 4, 2 ...
 
 
 @pytest.mark.filterwarnings("ignore:out of memory")

@@ -211,7 +211,7 @@ def test_what_cannot_be_measured_is_refused(name, arguments, message):
 def test_pck_counts_points_within_reach():
     truth = torch.zeros(4, 2)
     found = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 5.1], [9.0, 0.0]])
-    assert metrics.pck(found, truth, 5.0) == 0.5
+    assert metrics.pck(found, truth, 5.0) == bare(metrics.pck)(found, truth, torch.tensor(5)) == 0.5
     with pytest.raises(ValueError, match=r"found is \(4, 2\), truth \(3, 2\)"):
         bare(metrics.pck)(found, truth[:3], 5.0)
 
@@ -230,6 +230,9 @@ def test_pck_per_image_weighs_every_image_alike():
         ({"reach": 1, "per": "frame"}, "per='frame'; expected 'point' or 'image'"),
         ({"reach": [1, 2, 3]}, "2 images of found points, 2 of true ones and 3 thresholds"),
         ({"reach": []}, "and 0 thresholds; expected as many"),
+        ({"reach": -1}, "reach=-1: expected a number of at least 0, pixels"),
+        ({"reach": [1, float("nan")]}, "reach=nan: expected a number"),
+        ({"reach": True}, "reach=True: expected a number"),
     ],
 )
 def test_pck_of_images_says_what_does_not_match(settings, message):
@@ -245,6 +248,10 @@ def test_the_reach_of_pck_is_a_share_of_the_image_or_of_the_box():
         metrics.pck_reach(0.1, mask)
     mask[10:20, 30:70] = True
     assert metrics.pck_reach(0.1, mask) == pytest.approx(4.0)
+    with pytest.raises(ValueError, match=r"alpha=-0\.1: expected a number of at least 0, share"):
+        metrics.pck_reach(-0.1, mask)
+    with pytest.raises(ValueError, match=r"of is torch\.float32; expected a mask"):
+        bare(metrics.pck_reach)(0.1, mask.float())
 
 
 def test_end_point_error_is_a_mean_distance():

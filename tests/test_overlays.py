@@ -78,6 +78,16 @@ def test_differences_are_white_where_equal_red_where_lighter():
         overlays.difference_colors(a, b[..., :2])
 
 
+def test_any_precision_is_drawn():
+    frames, flow = torch.rand(3, 3, 8, 8), torch.randn(2, 2, 8, 8)
+    near = {"rtol": 0, "atol": 0.05}
+    for dtype in (torch.bfloat16, torch.float64):
+        drawn = overlays.flow_colors(flow.to(dtype).requires_grad_(), reach=4.0)
+        torch.testing.assert_close(drawn, overlays.flow_colors(flow, reach=4.0), **near)
+        drawn = overlays.difference_colors(frames.to(dtype), frames)
+        torch.testing.assert_close(drawn, torch.full_like(drawn, drawn[0, 0, 0, 0].item()), **near)
+
+
 def test_points_are_where_they_are_and_hidden_ones_are_not():
     frames = torch.full((2, 3, 20, 30), 0.5)
     places = torch.tensor([[[5.0, 6.0], [20.0, 12.0]], [[7.0, 6.0], [20.0, 12.0]]])

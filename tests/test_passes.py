@@ -4,6 +4,7 @@ import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -222,6 +223,31 @@ def test_a_step_that_another_process_wrote_again_is_read_again(tmp_path):
             kept.of(frames)
     again = SourceCache(tmp_path).get("key", 1)
     assert again.of(torch.arange(PART, PART + 8))["x"].tolist() == list(range(PART, PART + 8))
+
+
+def test_two_processes_that_keep_the_same_step_keep_it(tmp_path, monkeypatch, recwarn):
+    """The second one comes while the first one's file has not its name yet."""
+    pytest.importorskip("fcntl")
+    flush, others = os.fsync, []
+
+    def write():
+        writer = StepWriter(SourceCache(tmp_path), "key", 1)
+        writer.add({"frames": torch.arange(3), "x": torch.arange(3.0)})
+        return writer.finish()
+
+    def meanwhile(file):
+        flush(file)
+        if not others:
+            others.append(Thread(target=write))
+            others[0].start()
+            others[0].join(1)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    assert write()
+    others[0].join()
+    kept = SourceCache(tmp_path).get("key", 1)
+    assert kept is not None and kept.of(torch.arange(3))["x"].tolist() == [0, 1, 2]
+    assert not recwarn.list and not list(tmp_path.rglob(".new-*"))
 
 
 def test_a_clip_cut_from_a_trajectory_has_a_cache_of_its_own(model, source):

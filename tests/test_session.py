@@ -403,6 +403,12 @@ def test_nothing_seen_is_stale(model, source, change):
     assert torch.equal(walk.fields(LAYER).index, fresh.index)
 
 
+def test_the_latents_it_begins_from_are_its_own(model, source):
+    before = source.noise.clone()
+    tfkit.EditSession(model, source, "a dog").latents.zero_()
+    assert torch.equal(source.noise, before)
+
+
 def test_latents_written_into_are_seen(model, source):
     walk = session(model, source).step()
     before = walk.frames()

@@ -68,6 +68,18 @@ def test_every_question_once_in_another_order_and_sides_even():
 
 
 @pytest.mark.parametrize("seed", range(20))
+def test_the_sides_of_each_pair_of_methods_are_even(seed):
+    """Each is a row of the result of its own, whichever of its methods a question names first."""
+    pairs = [("a", "b"), ("b", "a"), ("a", "c")] * 4 + [(f"{i}", "d") for i in range(6)]
+    questions = [Question("", pair, str(i)) for i, pair in enumerate(pairs)]
+    trials = plan(questions, seed=seed)
+    for of, first, half in (("ab", "a", 4), ("ac", "a", 2)):
+        assert sum(t.left == first for t in trials if {t.left, t.right} == set(of)) == half
+    singles = [t for t in trials if "d" in (t.left, t.right)]
+    assert sum(t.left == "d" for t in singles) == 3
+
+
+@pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("repeats", [1, 3, 4])
 def test_repeats_come_at_the_end_with_sides_swapped(seed, repeats):
     trials = plan(QUESTIONS[:4], seed=seed, repeats=repeats)
@@ -388,6 +400,14 @@ def test_no_share_lies_outside_its_interval():
         for wins in (0, 1, n - 1, n):
             low, high = _wilson(wins / n, float(n), 0.95)
             assert low <= wins / n <= high, (wins, n)
+
+
+def test_a_bootstrapped_share_is_said_to_be_of_the_pairs():
+    answers = [given(f"rater {i}", 0, OURS) for i in range(9)] + [given("Ana", 1, THEIRS)]
+    drawn = summarize(answers, QUESTIONS, interval="bootstrap")
+    assert drawn.rows[0].share == 0.5 and "each pair's answers, the mean over pairs" in str(drawn)
+    plain = summarize(answers, QUESTIONS)
+    assert plain.rows[0].share == 0.9 and "in % of answers," in str(plain)
 
 
 def test_shares_and_their_intervals():

@@ -105,6 +105,12 @@ def test_patches_come_from_the_key_frame():
     assert all(tuple(p.flatten().tolist()) in own for p in got)
 
 
+def test_of_many_patches_each_is_most_like_itself():
+    frames = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) / 99 + 0.9
+    out = rebuild_from_patches(frames, key=1, patch=2)
+    assert torch.equal(out[1], frames[1])
+
+
 def test_latents_of_the_same_frame_are_its_own(model):
     frames = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
     both = torch.cat([frames, frames])

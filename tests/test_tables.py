@@ -170,6 +170,10 @@ def test_other_files_are_not_tables(tmp_path):
     (tmp_path / "a.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="is not a table"):
         readings.read_table(tmp_path / "a.csv")
+    for first in ("5", '"a"', "[1]"):
+        (tmp_path / "c.csv").write_text(f"# {first}\na,b\n1,2\n")
+        with pytest.raises(ValueError, match=r"is not a table.*first line"):
+            readings.read_table(tmp_path / "c.csv")
     (tmp_path / "b.csv").write_text("# {}\na,b\n1,2\n")
     with pytest.raises(ValueError, match="has the columns a, b"):
         readings.read_table(tmp_path / "b.csv")

@@ -324,6 +324,18 @@ def test_an_incremental_basis_spans_the_same_space(tmp_path):
         assert (parts.to_rgb(value) - whole.to_rgb(value)).abs().mean() < 0.02
 
 
+@pytest.mark.parametrize("incremental", [False, True])
+def test_a_far_mean_does_not_drown_the_basis(incremental):
+    random = torch.Generator().manual_seed(0)
+    tokens = torch.randn(4, 500, 32, generator=random) * torch.logspace(0.5, -1, 32)
+    near, far = (
+        TokenPCA().fit({"a": x[:2], "b": x[2:]}, incremental=incremental).transform(x)
+        for x in (tokens, tokens + 300)
+    )
+    for one, other in zip(near.flatten(0, 1).T, far.flatten(0, 1).T, strict=True):
+        assert torch.corrcoef(torch.stack([one, other]))[0, 1] > 0.9999
+
+
 def test_colours_do_not_flip_when_a_frame_is_added():
     g = torch.Generator().manual_seed(1)
     tokens = torch.randn(5, 300, 8, generator=g) * torch.linspace(5, 0.5, 8)

@@ -5,6 +5,7 @@ import torch
 from clips import bare
 
 from tfkit import metrics, tracks
+from tfkit.measured_source import follow_tokens
 from tfkit.menagerie import film
 from tfkit.tracks import follow_flow, grid_of, locate, propagate_labels, token_centers, track_points
 
@@ -52,6 +53,14 @@ def test_points_are_followed_through_a_moving_picture():
     torch.testing.assert_close(best, torch.ones(4, 3))
     backwards, _ = track_points(tokens, found[3], size, start=3, window=None)
     torch.testing.assert_close(backwards[0], points)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_stands_still_stands_still_in_half_precision(dtype):
+    """Pixels beyond 256 are more than that precision tells apart."""
+    tokens = shifted(step=0, rows=45, columns=80).to(dtype)
+    found = follow_tokens(tokens, (720, 1280))
+    assert (found - found[0]).abs().max() < 0.1
 
 
 def test_a_track_starts_where_it_was_asked_for():

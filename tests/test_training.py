@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
     ControlNetModel,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
@@ -106,6 +107,20 @@ def test_latents_are_those_of_the_frame_and_of_its_mirror_image(trained, tmp_pat
     again = unet.Latents(model.vae, frames, 128, tmp_path / "latents.npy")
     again._encode = None  # from the file, or not at all
     assert torch.equal(again(index, mirrored), got)
+
+
+def test_a_file_of_latents_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    """Its zeros, before they are not numbers, would be taken for latents."""
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    arguments = AutoencoderKL(), torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 8, tmp_path / "latents.npy"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(np.memmap, "__setitem__", killed)
+        unet.Latents(*arguments)
+    assert not list(tmp_path.iterdir())
+    assert unet.Latents(*arguments).kept.isnan().all()
 
 
 def test_training_goes_on_where_it_stopped(trained):

@@ -115,6 +115,7 @@ def heat_map(
     label: of the colour bar; None: there is none. digits: after the point. center: the value that
     is white in a diverging map; None: a perceptual map from least to most.
     """
+    values = values.detach().cpu().float() if isinstance(values, Tensor) else values
     table = np.asarray(values, dtype=float)
     if table.shape != (len(rows), len(columns)):
         raise ValueError(

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Answer:
 def plan(
     questions: Sequence[Question], *, seed: int = 0, rater: str = "", repeats: int = 0
 ) -> list[Trial]:
-    """The trials of one rater: shuffled, and each first method on the left half of the time.
+    """The trials of one rater: shuffled, and each method of a pair on the left half of the time.
 
     ``repeats`` of the questions come a second time at the end with their sides swapped. Other
     raters get another order, by their names. Raises ValueError for more repeats than questions.
@@ -78,12 +79,19 @@ def plan(
         )
     rng = random.Random(f"{seed}/{rater}")  # a text's seed is the same in every process
     order = rng.sample(range(len(questions)), len(questions))
-    swapped = [i % 2 == 1 for i in range(len(order))]
-    rng.shuffle(swapped)
+    alike: dict[frozenset, list[int]] = {}  # the questions of each pair of methods
+    for i in order:
+        alike.setdefault(frozenset(questions[i].methods), []).append(i)
+    turn, lefts = cycle((0, 1)), dict[int, str]()  # goes on: all together are balanced as well
+    for some in alike.values():
+        sides = list(islice(turn, len(some)))
+        rng.shuffle(sides)
+        methods = questions[some[0]].methods
+        lefts |= {i: methods[side] for i, side in zip(some, sides, strict=True)}
     trials = []
-    for i, swap in zip(order, swapped, strict=True):
+    for i in order:
         first, second = questions[i].methods
-        trials.append(Trial(i, second, first) if swap else Trial(i, first, second))
+        trials.append(Trial(i, first, second) if lefts[i] == first else Trial(i, second, first))
     again = rng.sample(trials[:-1] if repeats < len(trials) else trials, repeats)
     if again[:1] == trials[-1:]:  # not twice in a row
         again = again[1:] + again[:1]

@@ -116,7 +116,7 @@ def claimed(
     origin = json.loads(json.dumps(origin))
     check_folder(path, kind)
     path.mkdir(parents=True, exist_ok=True)
-    with _held(path):  # before a look at it: another process may have just begun there
+    with held(path):  # before a look at it: another process may have just begun there
         _check_place(path, kind, origin, names, unsaid)
         for ending in ("json", "safetensors"):  # others may be writing other things here
             for file in left_over(path, f"*.{ending}"):
@@ -189,8 +189,11 @@ def read_manifest(
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """Keeps other processes out, where the system has locks; a killed process holds none."""
+def held(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keeps other processes out, where the system has locks; a killed process holds none.
+
+    Where another one is in, it waits for it to leave, or raises ValueError.
+    """
     with ExitStack() as stack:
         with suppress(ImportError, OSError):  # Windows; a file system without locks
             import fcntl
@@ -198,7 +201,7 @@ def _held(path: Path) -> Iterator[None]:
             lock = os.open(path, os.O_RDONLY)  # the folder itself: nothing is left behind
             stack.callback(os.close, lock)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise ValueError(
                     f"{path} is in use: another process, or another call in this one, is writing "

@@ -190,4 +190,4 @@ def follow_tokens(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     """Where every other token of the first frame, each way, is in every frame: (f, m, 2)."""
     grid = grid_of(tokens, size)
     points = token_centers(grid, size).to(tokens.device).reshape(*grid, 2)[::2, ::2].reshape(-1, 2)
-    return track_points(tokens, points.to(tokens.dtype), size)[0]
+    return track_points(tokens, points, size)[0]

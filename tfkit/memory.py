@@ -13,7 +13,10 @@ from typing import TypeVar
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")  # a container's limits
-_SAID = ("can't allocate memory", "could not create a primitive")  # by torch; by oneDNN
+# What is said where memory runs out, in small letters: by torch, on Windows, by cuBLAS and cuDNN,
+# by GPUs of others, by oneDNN.
+_SAID = ("can't allocate memory", "not enough memory", "alloc_failed", "out of memory",
+         "could not create a primitive")  # fmt: skip
 
 # Of what is freed so much is kept, and no block above the second, as far as glibc goes by itself.
 KEPT, LARGE = 2**28, 2**25
@@ -64,7 +67,8 @@ def told(error: BaseException, tried: str = "") -> OutOfMemory:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or (a RuntimeError like others) on the CPU."""
     known = (MemoryError, torch.cuda.OutOfMemoryError)
-    return isinstance(error, known) or any(words in str(error) for words in _SAID)
+    said = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return isinstance(error, known) or any(words in said for words in _SAID)
 
 
 @cache

@@ -83,8 +83,8 @@ class Method(Protocol):
 
 
 def inverted(source: Trajectory, t: int | None) -> Tensor:
-    """The source's own latents at a timestep, or its clean ones."""
-    return source.clean.clone() if t is None else source.at(t)
+    """A copy of the source's own latents at a timestep, or of its clean ones."""
+    return (source.clean if t is None else source.at(t)).clone()
 
 
 def fresh(source: Trajectory, seed: int) -> Tensor:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tfkit.checks import check_flow, check_mask, check_pair
+from tfkit.settings import is_finite
 from tfkit.video import Clip, as_frames, to_uint8
 
 
@@ -210,7 +211,11 @@ def pck(
     if per not in ("point", "image"):
         raise ValueError(f"per={per!r}; expected 'point' or 'image'")
     found, truth = ([x] if isinstance(x, Tensor) else list(x) for x in (found, truth))
+    if isinstance(reach, Tensor):
+        reach = reach.tolist()
     most = list(reach) if isinstance(reach, Iterable) else [reach] * len(found)
+    for pixels in most:
+        _check_reach("reach", pixels, "pixels")
     if not len(found) == len(truth) == len(most) or not found:
         raise ValueError(
             f"{len(found)} images of found points, {len(truth)} of true ones and {len(most)} "
@@ -228,12 +233,20 @@ def pck_reach(alpha: float | int, of: tuple[int, int] | Bool[Tensor, "h w"]) -> 
     of: an image's (h, w), or a foreground mask (h, w), whose bounding box is then meant. The two
     are apart: 0.1 of the box asks for more on small animals. Raises ValueError for an empty mask.
     """
+    _check_reach("alpha", alpha, "share of a side; 0.1 is usual")
     if not isinstance(of, Tensor):
         return float(alpha * max(of))
+    if of.dtype != torch.bool:
+        raise ValueError(f"of is {of.dtype}; expected a mask (h, w) of booleans, or (h, w)")
     if not of.any():
         raise ValueError("the mask is empty: there is no box to take a threshold from")
     sides = [places.max() - places.min() + 1 for places in of.nonzero(as_tuple=True)]
     return float(alpha * max(sides).item())
+
+
+def _check_reach(name: str, value: object, what: str) -> None:
+    if not is_finite(value) or value < 0:
+        raise ValueError(f"{name}={value!r}: expected a number of at least 0, {what}")
 
 
 def end_point_error(found: Float[Tensor, "n 2"], truth: Float[Tensor, "n 2"]) -> float:

@@ -41,6 +41,7 @@ def flow_colors(flow: Float[Tensor, "s 2 h w"], reach: float | None = None) -> T
     """
     if flow.ndim != 4 or flow.shape[1] != 2:
         raise ValueError(f"flow is {tuple(flow.shape)}; expected (s, 2, h, w) in pixels (x, y)")
+    flow = flow.detach().float().cpu()
     length = flow.norm(dim=1)
     reach = float(length.max().clamp(min=1e-6)) if reach is None else reach
     hue = torch.atan2(flow[:, 1], flow[:, 0]) / (2 * torch.pi) % 1
@@ -97,8 +98,9 @@ def difference_colors(
     reach: the difference of lightness, in units of [0, 1], that has the full colour.
     """
     a, b = check_pair("a", a, "b", b)
-    weights = torch.tensor([0.2126, 0.7152, 0.0722]).to(a)
-    difference = torch.einsum("fchw,c->fhw", a - b, weights)
+    difference = a - b
+    weights = torch.tensor([0.2126, 0.7152, 0.0722]).to(difference)
+    difference = torch.einsum("fchw,c->fhw", difference, weights)
     return map_colors(difference, -reach, reach, "RdBu_r")
 
 
@@ -172,5 +174,6 @@ def mark_points(
 def hide(frames: Clip | Tensor, visible: Bool[Tensor, "s h w"]) -> Tensor:
     """Frames (s, 3, h, w) in which what the next frame does not show is vermilion."""
     frames = as_frames(frames)[: len(visible)]
-    mark = torch.tensor(to_rgb(MARK), dtype=frames.dtype).view(3, 1, 1)
+    mark = frames.new_tensor(to_rgb(MARK)).view(3, 1, 1)
+    visible = visible.to(frames.device)
     return torch.where(visible[:, None], 0.35 * frames + 0.65, mark)

@@ -43,17 +43,22 @@ class TokenPCA:
             return self._fit_one_by_one(tokens if isinstance(tokens, Mapping) else {"": tokens})
         rows = _rows(tokens)
         self._check(*rows.shape)
+        self._offset = _middle(rows)
+        rows = rows - self._offset
         self._pca = PCA(self.components, svd_solver="covariance_eigh").fit(rows)
         return self._settle(self._pca.transform(rows))
 
     def _fit_one_by_one(self, tokens: Mapping) -> "TokenPCA":
         self._pca = IncrementalPCA(self.components)
-        for value in tokens.values():
+        for i, value in enumerate(tokens.values()):
             rows = _rows(value)
             self._check(*rows.shape)
-            self._pca.partial_fit(rows)
+            self._offset = self._offset if i else _middle(rows)
+            self._pca.partial_fit(rows - self._offset)
         thin = max(1, sum(value[..., 0].numel() for value in tokens.values()) // SEEN)
-        some = [self._pca.transform(_rows(value)[::thin]) for value in tokens.values()]
+        some = [
+            self._pca.transform(_rows(value)[::thin] - self._offset) for value in tokens.values()
+        ]
         return self._settle(np.concatenate(some))
 
     def _check(self, count: int, width: int) -> None:
@@ -88,7 +93,7 @@ class TokenPCA:
                 f"tokens of width {tokens.shape[-1]}: the basis was fitted to tokens of width "
                 f"{self._pca.n_features_in_}"
             )
-        scores = self._pca.transform(_rows(tokens)).astype(np.float32)
+        scores = self._pca.transform(_rows(tokens) - self._offset).astype(np.float32)
         return torch.from_numpy(scores).reshape(*tokens.shape[:-1], self.components)
 
     @overload
@@ -127,6 +132,11 @@ def foreground(tokens: Float[Tensor, "f n d"], size: tuple[int, int]) -> Bool[Te
     y, x = place // columns, place % columns
     border = (y == 0) | (y == rows - 1) | (x == 0) | (x == columns - 1)
     return above if above[:, border].float().mean() <= 0.5 else ~above
+
+
+def _middle(rows: np.ndarray) -> np.ndarray:
+    """About the mean of rows, which are taken from there on: in float32 a far mean drowns them."""
+    return rows.mean(0, dtype=np.float64).astype(rows.dtype)
 
 
 def _rows(tokens: Tokens) -> np.ndarray:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from tfkit.diffusion import LatentDiffusion
 from tfkit.files import weights_there
+from tfkit.libraries import in_a_line
 from tfkit.loading import MENAGERIE, load
 from tfkit.records import key_of
 
@@ -62,29 +63,34 @@ class Portable:
         if not isinstance(self.given, LatentDiffusion):
             return {"given": self.given, "expected": None}
         model = self.given
-        return {"given": model.name, "expected": (model.fingerprint(), model.dtype)}
+        expected = model.fingerprint(), model.dtype, str(model.device)
+        return {"given": model.name, "expected": expected}
 
     def model(self) -> LatentDiffusion:
-        """Raises ValueError where the weights are not those of the object given."""
+        """Raises ValueError where the weights are not those of the object given, or not to be had.
+
+        In another process it is on the device that the object given is on.
+        """
         if isinstance(self.given, LatentDiffusion):
             return self.given
         if callable(self.given):
             return once("model", self.given)
         if self.expected is None:
             return once("model", load, self.given)
-        fingerprint, dtype = self.expected
+        fingerprint, dtype, device = self.expected
+        found = "something else"
         try:
-            model = once("model", _load_as, self.given, dtype)
-            same = model.fingerprint() == fingerprint
-        except (FileNotFoundError, ValueError):
-            same = False
-        if not same:
-            raise ValueError(
-                f"the model given is called {self.given!r}, and what tfkit.load finds under that "
-                "name in another process is not the same; give a function that loads it: "
-                "model=lambda: ..."
-            )
-        return model
+            model = once("model", _load_as, self.given, dtype, device)
+        except (FileNotFoundError, ValueError) as error:
+            found = in_a_line(error)
+        else:
+            if model.fingerprint() == fingerprint:
+                return model
+        raise ValueError(
+            f"the model given is called {self.given!r}, and what tfkit.load finds under that name "
+            f"in another process is not the same ({found}); give a function that loads it: "
+            "model=lambda: ..."
+        )
 
 
 def once(kind: str, read: Callable[..., T], *given: Any) -> T:
@@ -101,5 +107,5 @@ def once(kind: str, read: Callable[..., T], *given: Any) -> T:
         return _LOADED[kind][1]
 
 
-def _load_as(name: str, dtype: torch.dtype) -> LatentDiffusion:
-    return load(name, dtype=dtype)
+def _load_as(name: str, dtype: torch.dtype, device: str) -> LatentDiffusion:
+    return load(name, dtype=dtype, device=device)

@@ -73,9 +73,11 @@ class Preferences:
             "wilson": f"Wilson over {answers}",
             "bootstrap": "bootstrap over pairs",
         }[self.interval]
+        alike = self.interval == "bootstrap"  # pairs, however many answers each has
+        counted = "each pair's answers, the mean over pairs" if alike else "answers"
         told = [
             f"Question: {self.question}",
-            f"preferred: the first, in % of answers, with a {self.level:.0%} interval ({way})",
+            f"preferred: the first, in % of {counted}, with a {self.level:.0%} interval ({way})",
         ]
         for name, rater in self.raters.items():
             words = f"{name}: {rater.answers} answers, {rater.left:.0%} to the left"

@@ -80,6 +80,8 @@ def read_table(path: str | Path = STORED) -> tuple["pandas.DataFrame", dict]:
     try:
         first, _, rows = path.read_text("utf-8").partition("\n")
         about = json.loads(first.removeprefix("# "))
+        if not isinstance(about, dict):
+            raise ValueError("its first line does not say what it was made with")
         if about.pop(SUM, None) not in (None, _sum(rows)):
             raise ValueError("its rows are not those that were written")
         table = pandas.read_csv(StringIO(rows), keep_default_na=False, na_values=_EMPTY)

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tfkit.atomic import left_over
-from tfkit.files import load_tensors, save_tensors
+from tfkit.files import held, load_tensors, save_tensors
 
 T = TypeVar("T")
 
@@ -77,9 +77,10 @@ class SourceCache:
         file = self._file(key, t, part)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            for rest in left_over(file.parent, file.name):
-                rest.unlink(missing_ok=True)
-            save_tensors(file, features)
+            with held(file.parent, wait=True):  # what is half-written is nobody's then
+                for rest in left_over(file.parent, file.name):
+                    rest.unlink(missing_ok=True)
+                save_tensors(file, features)
         except OSError as error:
             self._tell(error)
             return False
@@ -254,7 +255,7 @@ class StepWriter:
             index["frames"] = torch.cat(self._frames)
             index["sizes"] = torch.tensor([len(some) for some in self._frames])
             self._room = self.cache.put(self.key, self.t, INDEX, index)
-        if not self._room:
+        if self._frames and not self._room:  # else what is there is another process's
             self.cache.drop(self.key, self.t)
         return self._room and bool(self._frames)
 
@@ -265,6 +266,7 @@ class StepWriter:
         if not self._frames:
             self.cache.drop(self.key, self.t)
         self._room = self.cache.put(self.key, self.t, len(self._frames), part)
-        self._frames.append(part["frames"])
+        if self._room:
+            self._frames.append(part["frames"])
         self._names = list(part)
         self._waiting = []

@@ -65,18 +65,19 @@ class Steps:
         tick: is told how many frames are done, pass by pass. Raises NonFiniteError where the
         model overflows, MemoryError where memory runs out even with batch=1.
         """
-        attention = self.plan.propagation.attention(len(self.text), self.plan.reads_source)
-        own = attention is None  # the model's own self-attention
-        scope = nullcontext() if own else hooks.processor(self.model.unet, attention)
 
         def predict(batch: int) -> Tensor:
+            # a new one for each batch: what one that did not fit has kept goes with it
+            attention = self.plan.propagation.attention(len(self.text), self.plan.reads_source)
+            own = attention is None  # the model's own self-attention
             passes = self.passes(step, x)
             passes.tick = tick
-            noise = self._run(passes, attention, step, batch)
+            with nullcontext() if own else hooks.processor(self.model.unet, attention):
+                noise = self._run(passes, attention, step, batch)
             self._keep(passes, len(self.timesteps) - step)
             return noise
 
-        with scope, at_step(step, len(self.timesteps)):
+        with at_step(step, len(self.timesteps)):
             return fitting(predict, batch)
 
     def read_source(self, batch: int, *, start: int = 0, progress: bool) -> int:
@@ -86,7 +87,7 @@ class Steps:
         the source alone.
         """
         self.check_preparable()
-        attention, count = self.plan.propagation.attention(1, True), len(self.timesteps)
+        count = len(self.timesteps)
         for step in tqdm(range(start, count), desc="prepare", disable=not progress):
             first = self._of_source(step, SourcePasses)
             if first.known is not None:
@@ -95,11 +96,13 @@ class Steps:
                 break
 
             def read(batch: int, step: int = step) -> StepPasses:
+                attention = self.plan.propagation.attention(1, True)
                 passes = self._of_source(step, SourcePasses)
-                self._run(passes, attention, step, batch)
+                with hooks.processor(self.model.unet, attention):
+                    self._run(passes, attention, step, batch)
                 return passes
 
-            with hooks.processor(self.model.unet, attention), at_step(step, count):
+            with at_step(step, count):
                 passes, batch = fitting(read, batch)
             if not self._keep(passes, count - step):
                 break

@@ -46,9 +46,9 @@ def read_at(
     tokens: Float[Tensor, "n d"], points: Float[Tensor, "m 2"], grid: Size, size: Size
 ) -> Float[Tensor, "m d"]:
     """Tokens of one frame at points of the picture, between their centres bilinearly."""
-    image = rearrange(tokens, "(h w) d -> 1 d h w", h=grid[0])
-    sides = torch.tensor([size[1], size[0]], dtype=points.dtype, device=points.device)
-    at = (2 * (points + 0.5) / sides - 1).to(image)
+    image = rearrange(widened(tokens), "(h w) d -> 1 d h w", h=grid[0])
+    points = points.to(image)  # first: half precision tells no pixels beyond 256 apart
+    at = 2 * (points + 0.5) / points.new_tensor([size[1], size[0]]) - 1
     found = F.grid_sample(image, at[None, None], padding_mode="border", align_corners=False)
     return found[0, :, 0].T
 

@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from tfkit.atomic import replacing
 from tfkit.menagerie import vocabulary
 from tfkit.menagerie.folder import write_index
 from tfkit.menagerie.recipe.clip import tokenize
@@ -129,7 +130,8 @@ class Latents:
             self.kept = torch.full(shape, torch.nan, dtype=torch.float16, device=vae.device)
             return
         if not path.exists():
-            np.lib.format.open_memmap(path, "w+", np.float16, shape)[:] = np.nan
+            with replacing(path) as new:  # killed on the way, zeros would pass for latents
+                np.lib.format.open_memmap(new, "w+", np.float16, shape)[:] = np.nan
         self.kept = torch.from_numpy(np.lib.format.open_memmap(path, "r+"))
 
     def fill(self):
