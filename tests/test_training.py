@@ -115,7 +115,8 @@ def test_a_file_of_latents_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    arguments = AutoencoderKL(), torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 8, tmp_path / "latents.npy"
+    frames = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    arguments = AutoencoderKL(), frames, 8, tmp_path / "latents.npy"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(np.memmap, "__setitem__", killed)
         unet.Latents(*arguments)
