@@ -84,6 +84,19 @@ INVERT = {
     "-1 to 1": (lambda m, s, d: tfkit.invert(m, FRAMES * 2 - 1), r"span -1 to .*; expected \[0"),
     "NaN frames": (lambda m, s, d: tfkit.invert(m, FRAMES * NAN), r"frames hold NaN or infinity"),
     "NaN latents": (lambda m, s, d: tfkit.invert(m, X * NAN), r"latents hold NaN or infinity"),
+    "frames with alpha": (
+        lambda m, s, d: tfkit.invert(m, torch.rand(2, 4, 8, 8)),
+        r"which look like frames, not like latents .* \(with alpha: x\[:, :3\]\)",
+    ),
+    "frames as bytes": (
+        lambda m, s, d: tfkit.invert(m, FRAMES.permute(0, 2, 3, 1).numpy()),
+        r"a ndarray; expected frames .* \(channels last: torch\.from_numpy",
+    ),
+    "frames in a list": (
+        lambda m, s, d: tfkit.invert(m, [*FRAMES]),
+        r"a list; .*torch\.stack\(x\)",
+    ),
+    "a path to invert": (lambda m, s, d: tfkit.invert(m, "a.mp4"), r"read_video\('a\.mp4'\) reads"),
     "whole latents": (lambda m, s, d: tfkit.invert(m, X.long()), r"latents of torch\.int64; exp"),
     "empty latents": (
         lambda m, s, d: tfkit.invert(m, X[..., :0]),

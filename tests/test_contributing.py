@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +16,15 @@ TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 
 @pytest.fixture(scope="module")
 def example():
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    return written("SparseCausal")
+
+
+def written(name):
+    """What a piece of Python in the text defines."""
+    (code,) = (code for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if name in code)
     names: dict = {"__name__": "example"}
     exec(code, names)
-    return names["SparseCausal"]
+    return names[name]
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,22 @@ def test_the_example_edits_with_any_method(model, example):
         made = tfkit.edit(model, source, "a dog", propagation=example(), **settings)
         alone = tfkit.edit(model, source, "a dog", propagation=tfkit.PerFrame(), **settings)
         assert not torch.allclose(made.latents, alone.latents)
+
+
+def test_the_methods_example_holds_on_to_the_source(model):
+    """Frame by frame and with TokenFlow, in a first edit and a further one."""
+    source = tfkit.invert(model, moving_latents(3, 8, 8).double(), steps=2, progress=False)
+    method = written("HoldTheMiddle")(share=0.5)
+    for way in (tfkit.PerFrame(), tfkit.TokenFlow(interval=3)):
+        made, plain = (
+            tfkit.edit(model, source, "a dog", method=x, propagation=way, progress=False).latents
+            for x in (method, tfkit.Plain())
+        )
+        assert not torch.allclose(made, plain)
+        again = tfkit.edit(model, source, "a dog", method=method, propagation=way, progress=False)
+        torch.testing.assert_close(again.latents, made, rtol=0, atol=1e-9)
+    held = [method.injects(SimpleNamespace(step=step, steps=2)) for step in (0, 1)]
+    assert held == [["mid_block.resnets.1"], []]
 
 
 @pytest.mark.parametrize("source", [False, True])

@@ -45,6 +45,20 @@ def rewritten(model, method, step, steps=10):
         return {n for n, m in model.unet.named_modules() if len(m._forward_hooks) > before[n]}
 
 
+def test_what_injects_and_does_not_read_the_source_is_refused(model):
+    """What it injected would be the negative prompt's features."""
+
+    class Mine(tfkit.Plain):
+        def injects(self, now):
+            return ["mid_block.resnets.1"]
+
+    source = tfkit.invert(model, torch.randn(2, 4, 8, 8).double(), steps=1, progress=False)
+    for guidance in (1, 4):
+        with pytest.raises(ValueError, match=r"source's 'mid_block\.resnets\.1', and its reads"):
+            tfkit.edit(model, source, "a dog", method=Mine(), guidance=guidance,
+                       propagation=tfkit.PerFrame(), progress=False)  # fmt: skip
+
+
 def test_injection_ends_with_its_share_of_the_steps(model):
     method = tfkit.PlugAndPlay(attention=0.5, convolution=0.8)
     conv = "up_blocks.1.resnets.1.conv2"

@@ -216,6 +216,12 @@ def test_pck_counts_points_within_reach():
         bare(metrics.pck)(found, truth[:3], 5.0)
 
 
+@pytest.mark.parametrize("points", [[[1, 2]], torch.zeros(1, 2).numpy(), "points"])
+def test_points_of_pck_are_tensors(points):
+    with pytest.raises(ValueError, match=r"found is a \w+; expected a tensor \(n, 2\)"):
+        bare(metrics.pck)(points, torch.zeros(1, 2), 1)
+
+
 def test_pck_per_image_weighs_every_image_alike():
     many, one = torch.zeros(9, 2), torch.zeros(1, 2)
     found, truth = [many, one + 3], [many, one]

@@ -72,6 +72,21 @@ def test_tokens_can_be_written_to(model, source):
     next(iter(tokens.values())).add_(1)
 
 
+def test_a_name_may_be_the_beginning_of_one(model, source):
+    t = source.timesteps[0]
+    block = "up_blocks.1.attentions.2"
+    found = tfkit.extract_tokens(model, source, timestep=t, layers=block)
+    assert list(found) == [f"{block}.transformer_blocks.0.attn1"]
+    with pytest.raises(ValueError, match=r"'up_blocks\.1\.attention' fits no self-attention"):
+        tfkit.extract_tokens(model, source, timestep=t, layers="up_blocks.1.attention")
+    with pytest.raises(ValueError, match=r"timesteps=334: expected a list of timesteps, \[334\]"):
+        bare(extract_features)(model, source, timesteps=334, layers=block)
+    with pytest.raises(ValueError, match=r"size=128: expected \(height, width\)"):
+        bare(layer_table)(model, 128)
+    with pytest.raises(ValueError, match="tokens: a ndarray; expected a tensor"):
+        bare(TokenPCA.fit)(TokenPCA(), torch.zeros(9, 4).numpy())
+
+
 def test_unknown_layers_and_timesteps_are_named(model, source):
     with pytest.raises(ValueError, match=r"'up_blocks\.9\.\*' fits no self-attention.*mid_block"):
         tfkit.extract_tokens(model, source, timestep=source.timesteps[0], layers="up_blocks.9.*")

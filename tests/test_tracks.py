@@ -123,6 +123,12 @@ def test_a_track_adds_up_its_steps_and_remembers_being_lost():
     assert seen[1].tolist() == [True, True, True]
 
 
+@pytest.mark.parametrize("points", [[[1, 2]], torch.zeros(2), torch.zeros(2, 3)])
+def test_points_that_are_none_are_refused(points):
+    with pytest.raises(ValueError, match=r"points: .*; expected a tensor \(m, 2\) of pixels"):
+        bare(track_points)(shifted(), points, (64, 96))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

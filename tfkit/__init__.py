@@ -41,7 +41,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`PreferenceStudy` is a widget: it is imported when it is asked for, and only then."""
     if name != "PreferenceStudy":
-        raise AttributeError(f"module 'tfkit' has no attribute {name!r}")
+        hint = ""
+        if name.endswith(("Explorer", "Stepper", "Composer", "Compare", "Flipbook")):
+            hint = "; the views for notebooks are in tfkit.widgets"
+        raise AttributeError(f"module 'tfkit' has no attribute {name!r}{hint}")
     try:
         from tfkit.widgets import PreferenceStudy
     except ImportError as error:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tfkit.video import Clip, as_frames, check_dense
+from tfkit.video import WAYS_TO_RANGE, Clip, as_frames, check_dense
 
 
 def check_frames(frames: Tensor | Clip) -> Float[Tensor, "f 3 h w"]:
@@ -14,7 +14,7 @@ def check_frames(frames: Tensor | Clip) -> Float[Tensor, "f 3 h w"]:
         raise ValueError("frames hold NaN or infinity; expected finite values in [0, 1]")
     low, high = (x.item() for x in frames.aminmax())
     if low < -1e-3 or high > 1 + 1e-3:
-        raise ValueError(f"frames span {low:.3g} to {high:.3g}; expected [0, 1]")
+        raise ValueError(f"frames span {low:.3g} to {high:.3g}; expected [0, 1] {WAYS_TO_RANGE}")
     return frames
 
 

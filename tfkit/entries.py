@@ -147,9 +147,13 @@ def named_clips(clips: Iterable | Task) -> list[tuple[str, Task | Clip, tuple[Ch
 
 def _pair(i: int, given: object) -> tuple[Clip, tuple[Change, ...]]:
     if not isinstance(given, tuple | list) or len(given) != 2 or not isinstance(given[0], Clip):
+        what = type(given).__name__
+        if isinstance(given, tuple | list):
+            what += f" ({', '.join(type(x).__name__ for x in given)})"
         raise ValueError(
-            f"clips: number {i + 1} is a {type(given).__name__}; expected a task of "
-            "tfkit.menagerie.benchmark() or a pair (Clip, prompt or prompts)"
+            f"clips: number {i + 1} is a {what}; expected a task of tfkit.menagerie.benchmark() or "
+            "a pair (Clip, prompt or prompts): tfkit.read_video(path) and tfkit.Clip(frames) are "
+            "such clips"
         )
     clip, prompts = given
     several = [prompts] if isinstance(prompts, str | Change) else prompts

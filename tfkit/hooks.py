@@ -58,7 +58,9 @@ def modules(unet: nn.Module, group: str) -> list[str]:
 
 
 def match(unet: nn.Module, patterns: str | Iterable[str], group: str = "attn1") -> list[str]:
-    """Names of modules of a group that fit names or wildcards ("up_blocks.2.*").
+    """Names of modules of a group that fit names, their beginnings or wildcards ("up_blocks.2.*").
+
+    A beginning ends where a part of the name does: "up_blocks.2.attentions.1" is all that is in it.
 
     Raises ValueError for a pattern that fits nothing, with the names there are.
     """
@@ -67,7 +69,11 @@ def match(unet: nn.Module, patterns: str | Iterable[str], group: str = "attn1") 
         raise ValueError(f"layers={patterns!r}: expected a name, a wildcard or a list of them")
     chosen: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        fits = [n for n in names if n == pattern or fnmatch.fnmatchcase(n, str(pattern))]
+        fits = [
+            n
+            for n in names
+            if f"{n}.".startswith(f"{pattern}.") or fnmatch.fnmatchcase(n, str(pattern))
+        ]
         if not fits:
             raise ValueError(
                 f"layer {pattern!r} fits no {_GROUPS[group]} of this model; expected a name or "

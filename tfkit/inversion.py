@@ -27,7 +27,7 @@ from tfkit.sampling import sample
 from tfkit.settings import check_choice, check_whole
 from tfkit.source_cache import SourceCache
 from tfkit.trajectory import CLEAN, Folder, Origin, Trajectory, claim, digest, write_conditions
-from tfkit.video import Clip, size_of
+from tfkit.video import Clip, size_of, way_to_frames
 from tfkit.video_file import VideoFile
 
 
@@ -182,11 +182,18 @@ def _checked(
         shape = tuple(given.shape) if isinstance(given, Tensor) else f"a {type(given).__name__}"
         raise ValueError(
             f"frames_or_latents: {shape}; expected frames (f, 3, h, w) or latents (f, 4, h, w), or "
-            "a video that tfkit.open_video opened"
+            f"a video that tfkit.open_video opened{way_to_frames(given)}"
         )
     if given.shape[1] == 3:
         return check_frames(given).detach(), size_of(given)
     check_latents(given)
+    low, high = (x.item() for x in given.aminmax())
+    if 0 <= low < high <= 1:  # which noise and a VAE's latents are on both sides of
+        raise ValueError(
+            f"frames_or_latents: {tuple(given.shape)} from {low:.3g} to {high:.3g}, which look "
+            "like frames, not like latents (f, 4, h, w); expected frames (f, 3, h, w)"
+            f"{way_to_frames(given)}"
+        )
     return given.detach().clone(), None  # it becomes a level of the trajectory
 
 

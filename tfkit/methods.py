@@ -203,10 +203,15 @@ def injection(
     """A context around one pass: what the method injects, from the batch's own source branch.
 
     features: where the source is not in the batch, its features (n, ...) by module. Modules they
-    lack stay as they are.
+    lack stay as they are. Raises ValueError for a method that injects and does not read the source.
     """
     names, frames = method.injects(now), len(now.frames)
     if features is None:
+        if names and now.which and "source" not in now.which:
+            raise ValueError(
+                f"{method!r} injects the source's {names[0]!r}, and its reads_source is False: "
+                "expected reads_source = True, with which the source goes through the UNet too"
+            )
         return hooks.rewrite(
             now.model.unet, dict.fromkeys(names, partial(from_source, frames=frames))
         )

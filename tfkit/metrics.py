@@ -210,6 +210,13 @@ def pck(
     """
     if per not in ("point", "image"):
         raise ValueError(f"per={per!r}; expected 'point' or 'image'")
+    for name, points in (("found", found), ("truth", truth)):
+        several = isinstance(points, list | tuple) and all(isinstance(x, Tensor) for x in points)
+        if not isinstance(points, Tensor) and not several:
+            raise ValueError(
+                f"{name} is a {type(points).__name__}; expected a tensor (n, 2) of pixels (x, y), "
+                "or a list of such tensors (torch.as_tensor(x) makes one)"
+            )
     found, truth = ([x] if isinstance(x, Tensor) else list(x) for x in (found, truth))
     if isinstance(reach, Tensor):
         reach = reach.tolist()

@@ -141,6 +141,11 @@ def _middle(rows: np.ndarray) -> np.ndarray:
 
 def _rows(tokens: Tokens) -> np.ndarray:
     """All tokens as rows (n, d) of one matrix."""
+    if not isinstance(tokens, Mapping | Tensor):
+        raise ValueError(
+            f"tokens: a {type(tokens).__name__}; expected a tensor (..., d), as "
+            "tfkit.extract_tokens returns by layer (torch.from_numpy(x) of an array), or a mapping"
+        )
     if not isinstance(tokens, Mapping):
         return tokens.detach().float().cpu().reshape(-1, tokens.shape[-1]).numpy()
     widths = sorted({value.shape[-1] for value in tokens.values()})

@@ -204,7 +204,8 @@ class EditSession(EditState):
                 f"seed={seed}: {plan.propagation!r} draws no keyframes; expected a propagation "
                 "that does, such as tfkit.TokenFlow()"
             )
-        self._past = self._past.cut() if taken else begun(steps)
+        begins_alike = plan.method == self.plan.method  # only a method says where from
+        self._past = self._past.cut() if taken or begins_alike else begun(steps)
         self._steps = steps
         return self
 

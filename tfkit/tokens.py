@@ -130,6 +130,8 @@ def extract_features(
     if isinstance(source, Trajectory):
         check_kin(model, source)
     names = hooks.match(model.unet, layers, modules_of(kind))
+    if not isinstance(timesteps, Iterable):
+        raise ValueError(f"timesteps={timesteps!r}: expected a list of timesteps, [{timesteps!r}]")
     timesteps = [source.timestep(t) for t in timesteps]
     text, tokens = model.embed(source.prompt), dict[tuple[int, str], Tensor]()
 
@@ -275,8 +277,11 @@ class LayerTable(tuple[Layer, ...]):
 def layer_table(model: LatentDiffusion, size: tuple[int, int] | None = None) -> LayerTable:
     """Every self-attention layer in the order data meets them, for frames of (h, w) pixels.
 
-    size: by default the model's own. The names serve as ``layers`` of :func:`extract_tokens`.
+    size: by default the model's own; ValueError for what is none. The names serve as ``layers`` of
+    :func:`extract_tokens`.
     """
+    if size is not None and (not isinstance(size, tuple | list) or len(size) != 2):
+        raise ValueError(f"size={size!r}: expected (height, width) in pixels")
     h, w = model.grid(*(size or (model.sample_size, model.sample_size)))
     deepest = len(model.unet.config.block_out_channels) - 1
     rows = []

@@ -99,9 +99,13 @@ def track_points(
 
     points: pixels (x, y) of pictures of ``size`` (h, w). window: see :func:`locate`. In frame
     ``start`` itself the points are where they were given, and their similarity is 1.
-    Raises ValueError for a frame that is not there or tokens that do not fit the picture.
+    Raises ValueError for a frame that is not there, for tokens that do not fit the picture and for
+    what are no points.
     """
     _check_frame(tokens, start)
+    if not isinstance(points, Tensor) or points.ndim != 2 or points.shape[1] != 2:
+        got = tuple(points.shape) if isinstance(points, Tensor) else repr(points)
+        raise ValueError(f"points: {got}; expected a tensor (m, 2) of pixels (x, y)")
     tokens, grid = widened(tokens), grid_of(tokens, size)
     query = read_at(tokens[start], points, grid, size)
     places, best = [], []

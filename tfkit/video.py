@@ -113,21 +113,44 @@ def as_frames(frames: object, name: str = "frames") -> Float[Tensor, "f 3 h w"]:
     """Frames of a clip or the tensor itself, (f, 3, h, w), f >= 1; ValueError for anything else."""
     frames = frames.frames if isinstance(frames, Clip) else frames
     if not isinstance(frames, Tensor):
-        hint = ", as its .frames are" if hasattr(frames, "frames") else ""
-        if isinstance(frames, str | os.PathLike):
-            hint = f": tfkit.read_video({str(frames)!r}) reads one"
         raise ValueError(
             f"{name} is of type {type(frames).__name__}; expected a Clip or a torch tensor "
-            f"(f, 3, h, w){hint}"
+            f"(f, 3, h, w){way_to_frames(frames)}"
         )
     if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
         raise ValueError(
             f"{name} has shape {tuple(frames.shape)}; expected (f, 3, h, w) with at least one frame"
+            f"{way_to_frames(frames)}"
         )
     if not frames.is_floating_point():
         raise ValueError(f"{name} is {frames.dtype}; expected floats in [0, 1] (uint8: x / 255)")
     check_dense(frames, name)
     return frames
+
+
+def way_to_frames(given: object) -> str:
+    """How what was given becomes frames (f, 3, h, w), for the end of a message; "" if unknown."""
+    if isinstance(given, str | os.PathLike):
+        return f": tfkit.read_video({str(given)!r}) reads one"
+    if hasattr(given, "frames"):
+        return ", as its .frames are"
+    if isinstance(given, list | tuple):
+        return " (frames in a list: torch.stack(x))"
+    if isinstance(given, np.ndarray) and given.shape[-1:] == (3,):
+        return " (channels last: torch.from_numpy(x).permute(0, 3, 1, 2), of bytes / 255)"
+    if isinstance(given, np.ndarray):
+        return " (torch.from_numpy(x), of bytes / 255)"
+    if isinstance(given, Tensor) and given.ndim == 3:
+        return " (one frame: x[None])"
+    if isinstance(given, Tensor) and given.ndim == 4:
+        ways = {3: "permute(0, 3, 1, 2)", 4: "permute(0, 3, 1, 2)[:, :3]"}
+        if given.shape[-1] in ways:
+            return f" (channels last: x.{ways[given.shape[-1]]})"
+        if given.shape[1] == 4:
+            return " (with alpha: x[:, :3])"
+        if given.shape[0] == 3:
+            return " (channels first: x.transpose(0, 1))"
+    return ""
 
 
 def check_dense(tensor: Tensor, name: str) -> None:
@@ -145,6 +168,9 @@ def size_of(pictures: Tensor) -> tuple[int, int]:
     return h, w
 
 
+WAYS_TO_RANGE = "(from [-1, 1]: x / 2 + 0.5; from [0, 255]: x / 255; or clamp them)"
+
+
 def to_uint8(frames: object, name: str = "frames") -> Iterator[np.ndarray]:
     """Frames in [0, 1] as (h, w, 3) bytes, one at a time; up to 1e-3 outside [0, 1] is rounding.
 
@@ -157,8 +183,7 @@ def to_uint8(frames: object, name: str = "frames") -> Iterator[np.ndarray]:
         raise ValueError(f"{name} hold NaN or infinity, first in frame {bad[0]}; expected [0, 1]")
     if low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(
-            f"{name} range from {low:.4g} to {high:.4g}; expected [0, 1]"
-            " (from [-1, 1]: x / 2 + 0.5; from [0, 255]: x / 255; or clamp them)"
+            f"{name} range from {low:.4g} to {high:.4g}; expected [0, 1] {WAYS_TO_RANGE}"
         )
 
     def convert(frame: Tensor) -> np.ndarray:

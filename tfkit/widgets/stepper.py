@@ -66,6 +66,11 @@ class EditStepper(Twin, anywidget.AnyWidget):
     _state = traitlets.Dict().tag(sync=True)
 
     def __init__(self, session: EditSession):
+        if not isinstance(session, EditSession):
+            raise ValueError(
+                f"session is a {type(session).__name__}; expected a tfkit.EditSession, which takes "
+                "a model, a trajectory and a prompt"
+            )
         model, source = session.model, session.source
         h, w = size_of(source.clean)
         whole = h * model.factor, w * model.factor
