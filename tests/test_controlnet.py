@@ -21,8 +21,8 @@ from unchanged import unchanged
 import tfkit
 from tfkit import finding, loading
 from tfkit.control import check_beside
+from tfkit.identity import key_of
 from tfkit.menagerie.recipe.controlnet import from_unet
-from tfkit.records import key_of
 from tfkit.sampling import ddim_step
 from tfkit.swapping import rebuild
 from tfkit.video_file import VideoFile

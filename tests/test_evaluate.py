@@ -11,6 +11,7 @@ from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 
 import joblib
@@ -28,10 +29,11 @@ from tfkit.clip import load_clip
 from tfkit.dino import load_dino
 from tfkit.entries import named_clips
 from tfkit.evaluation import COLUMNS, difference, summary
+from tfkit.identity import describe, key_of
 from tfkit.menagerie import benchmark, film
 from tfkit.portable import Meter, Portable
 from tfkit.readers import TokenReader
-from tfkit.records import describe, key_of, open_folder, read_record, write_record
+from tfkit.records import open_folder, read_record, write_record
 from tfkit.scores import METRICS, Score, over_clips
 from tfkit.scoring import score
 from tfkit.video import Clip
@@ -598,6 +600,60 @@ def test_settings_are_told_apart_by_what_they_do():
     assert key_of(torch.nn.AvgPool2d(2)) != key_of(torch.nn.AvgPool2d(4))
     nets[1].strength = 2
     assert key_of(nets[0]) != key_of(nets[1])
+
+
+def test_code_is_told_by_what_it_calls_of_ones_own():
+    """In its file, in another one, in what these call; not by what libraries do."""
+    text = """
+from statistics import mean
+import other
+
+def inner(x):
+    return {inner} if x else helper(x)  # each calls the other
+
+def helper(x, gain={gain}):
+    return gain * inner(x)
+
+class Part:
+    def __call__(self, x):
+        return helper(x)
+
+class Mine(Part):
+    pass
+
+def function(x):
+    return helper(x)
+
+def by_module(x):
+    return other.scaled(x)
+
+def by_part(x):
+    return Part()(x)
+
+def by_library(x):
+    return mean([x])
+"""
+
+    def written(inner="x", gain=1, factor=1):
+        other, names = ModuleType("other"), {"__name__": "mine"}
+        exec(f"def scaled(x):\n    return {factor} * x", vars(other))
+        sys.modules["other"] = other
+        try:
+            exec(text.format(inner=inner, gain=gain), names)
+        finally:
+            del sys.modules["other"]
+        kinds = ("Mine", "function", "by_module", "by_part", "by_library")
+        return {kind: key_of(names[kind]) for kind in kinds}
+
+    plain = written()
+    assert written() == plain
+    for change in ({"inner": "x + 1"}, {"gain": 2}):
+        found = written(**change)
+        assert {kind for kind in plain if found[kind] != plain[kind]} == {
+            "Mine", "function", "by_part"
+        }  # fmt: skip
+    found = written(factor=2)
+    assert {kind for kind in plain if found[kind] != plain[kind]} == {"by_module"}
 
 
 def test_a_class_is_told_by_all_that_it_says():

@@ -8,8 +8,8 @@ from clips import bare
 import tfkit
 from tfkit import hooks
 from tfkit.attention import extended
+from tfkit.identity import key_of
 from tfkit.methods import Moment, from_source, injection
-from tfkit.records import key_of
 from tfkit.sampling import sample
 from tfkit.trajectory import CLEAN, Trajectory
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from tfkit.files import claimed, load_tensors, save_tensors
-from tfkit.records import key_of
+from tfkit.identity import key_of
 from tfkit.source_cache import SourceCache
 from tfkit.steps import Steps
 from tfkit.trajectory import digest

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from tfkit.checks import check_frames
+from tfkit.identity import key_of
 from tfkit.libraries import explained, quietly
 from tfkit.loading import MENAGERIE
-from tfkit.records import key_of
 from tfkit.video import Clip
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # what every CLIP's pictures are normalised by

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tfkit.history import History
+from tfkit.identity import key_of
 from tfkit.passes import Plan
-from tfkit.records import key_of
 from tfkit.steps import Steps
 
 SHOWN = 5  # distances, at the most
@@ -52,7 +52,8 @@ class Comparison:
 def differences(mine: Steps, theirs: Steps) -> dict[str, tuple[Any, Any]]:
     """The settings that differ: {name: (mine, theirs)}.
 
-    Raises ValueError for one that has nothing to be told apart by (:func:`tfkit.records.describe`).
+    Raises ValueError for one that has nothing to be told apart by: see
+    :func:`tfkit.identity.describe`.
     """
     pairs = {
         x.name: (getattr(mine.plan, x.name), getattr(theirs.plan, x.name)) for x in fields(Plan)

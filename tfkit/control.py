@@ -25,10 +25,10 @@ from tfkit.checks import check_frames
 from tfkit.conditions import canny
 from tfkit.diffusion import LatentDiffusion
 from tfkit.finding import local_controlnet
+from tfkit.identity import key_of
 from tfkit.loading import CONTROLNETS, MENAGERIE, load_controlnet
 from tfkit.methods import Moment, Noise, Plain, fresh, inverted
 from tfkit.overflow import NonFiniteError
-from tfkit.records import key_of
 from tfkit.settings import check_choice, check_seed, check_share, is_finite, settle
 from tfkit.spots import digest_spots
 from tfkit.trajectory import Trajectory, digest

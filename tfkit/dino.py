@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, ViTModel
 
 from tfkit import hooks
 from tfkit.checks import check_frames
+from tfkit.identity import key_of
 from tfkit.libraries import explained, quietly
-from tfkit.records import key_of
 from tfkit.video import Clip
 
 SPLICE = "facebook/dino-vitb8"  # what Splice and PIE-Bench measure with

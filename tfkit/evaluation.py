@@ -92,10 +92,11 @@ def evaluate(
     folder: keeps each edit's numbers as they come. Called again, only what is missing there is
     computed: what was killed, what failed, and whatever is asked for with other settings, other
     pixels, other weights, other code of yours or another version of tfkit, which is never mixed
-    with what was there. (Numbers, text, tensors and models that your code reads as globals count;
-    functions that it calls are not looked at.) A metric that is asked for later measures an edit
-    made anew, so that a method of your own should give the same each time; nor may it, or a metric,
-    write into the clip or the source, which others are given too. A kill costs the edit that was
+    with what was there. (What your code reads as globals counts, numbers, text, tensors and models,
+    and your own functions and classes that it calls; what libraries do does not.) A metric that is
+    asked for later measures an edit made anew, so that a method of your own should give the same
+    each time; nor may it, or a metric, write into the clip or the source, which others are given
+    too. A kill costs the edit that was
     running, and its clip's inversion. Workers on other machines must see the folder too.
 
     n_jobs: how many clips at once, by default what `joblib.parallel_config` says, or one. Threads

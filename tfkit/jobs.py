@@ -22,12 +22,13 @@ from tfkit.clip import CLIP, load_clip
 from tfkit.diffusion import LatentDiffusion
 from tfkit.dino import load_dino
 from tfkit.editing import edit
+from tfkit.identity import describe, key_of
 from tfkit.inversion import invert
 from tfkit.measured_source import Flow
 from tfkit.menagerie.tasks import Change, Task
 from tfkit.portable import TURN, Meter, Portable, once
 from tfkit.readers import Reader, TokenReader, name_of
-from tfkit.records import describe, key_of, read_record, write_record
+from tfkit.records import read_record, write_record
 from tfkit.scores import Score
 from tfkit.scoring import Scorer
 from tfkit.trajectory import Trajectory

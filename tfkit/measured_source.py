@@ -16,11 +16,11 @@ from torch import Tensor
 from tfkit import fidelity, raft
 from tfkit.clip import CLIP, load_clip
 from tfkit.files import weights_there
+from tfkit.identity import key_of
 from tfkit.loading import MENAGERIE
 from tfkit.matches import Matches, matches_by_field, matches_by_flow
 from tfkit.metrics import estimate_flow, resize_flow
 from tfkit.readers import Reader
-from tfkit.records import key_of
 from tfkit.tracks import grid_of, token_centers, track_points
 from tfkit.video import Clip, as_frames, resize, size_of
 

@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 
 from tfkit.diffusion import LatentDiffusion
 from tfkit.files import weights_there
+from tfkit.identity import key_of
 from tfkit.libraries import in_a_line
 from tfkit.loading import MENAGERIE, load
-from tfkit.records import key_of
 
 T = TypeVar("T")
 

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from tfkit.atomic import replacing
 from tfkit.evaluation import COLUMNS, need_pandas
 from tfkit.files import SUM
+from tfkit.identity import key_of
 from tfkit.loading import WEIGHTS, load
-from tfkit.records import key_of
 from tfkit.tables import BOUNDS, GUIDANCE, INTERVAL, METHODS
 
 if TYPE_CHECKING:
