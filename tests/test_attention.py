@@ -9,6 +9,7 @@ from tfkit.attention import (
     FlowAttention,
     JointAttention,
     KeyframeAttention,
+    _softmax_attention,
     carry,
     extended,
     find_fields,
@@ -55,6 +56,14 @@ def test_the_source_stays_alone_and_the_branches_apart(layer):
         changed[8:] += 1  # the last branch
         again = extended(layer, changed, 3, True)
     assert torch.equal(again[:8], out[:8]) and not torch.allclose(again[8:], out[8:])
+
+
+@pytest.mark.parametrize("width", [3, 8, 12, 40])
+def test_heads_of_any_width_attend_by_their_own(width):
+    dice = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 9, width, generator=dice, dtype=torch.float64)
+    want = torch.softmax(q @ k.transpose(-1, -2) / width**0.5, -1) @ v
+    torch.testing.assert_close(_softmax_attention(q, k, v), want, rtol=0, atol=1e-12)
 
 
 def test_extension_is_softmax_over_all_frames_keys(layer):

@@ -76,8 +76,11 @@ def editing(model: LatentDiffusion, frames: int = 8, steps: int = 2) -> Iterator
         yield Row(name, took, took / passes, of)
 
 
-def further(model: LatentDiffusion, frames: int = 16, steps: int = 2) -> Iterator[Row]:
-    """The first edit of a video, and one that finds what the first kept of the source."""
+def further(model: LatentDiffusion, frames: int = 16, steps: int = 4) -> Iterator[Row]:
+    """The first edit of a video, and one that finds what the first kept of the source.
+
+    In passes of as many frames as the plain ones have.
+    """
     clip = film("a striped orange fox on grass", frames=frames)
     source = invert(model, clip, clip.caption, steps=steps, progress=False)
     x, text, way = source.noise, model.embed(clip.caption), TokenFlow(interval=8)
@@ -86,7 +89,7 @@ def further(model: LatentDiffusion, frames: int = 16, steps: int = 2) -> Iterato
     yield Row(f"{of} ({frames})", passes)
 
     def session() -> EditSession:
-        return EditSession(model, source, "a fox at night", propagation=way)
+        return EditSession(model, source, "a fox at night", propagation=way, batch=frames)
 
     def prepared() -> None:
         source.cache.clear()
