@@ -160,9 +160,8 @@ def _calls(functions: Iterable[FunctionType], known: Callable[[object], Any]) ->
 
 def _named_in(function: FunctionType) -> Iterable[object]:
     """What a function names of its module, of what it closes over, and of modules of the user's."""
-    there, attributes = function.__globals__, set(_attributes(function.__code__))
-    read = [there[name] for name in _names(function.__code__) if name in there]
-    for value in (*read, *_contents(function)):
+    attributes = set(_attributes(function.__code__))
+    for value in (*_read(function).values(), *_contents(function)):
         if isinstance(value, ModuleType) and _is_users(value.__name__):
             yield from (getattr(value, name, None) for name in attributes)
         yield value.func if isinstance(value, functools.partial) else value
@@ -195,10 +194,15 @@ def _is_users(module: str) -> bool:
 
 def _globals(function: FunctionType, known: Callable[[object], Any]) -> dict[str, Any]:
     """The plain data and the models that a function reads under names of its module."""
-    there = function.__globals__
-    read = {name: there[name] for name in _names(function.__code__) if name in there}
+    read = _read(function)
     models = {name: known(of) for name, of in read.items() if _has_fingerprint(of)}
     return _plain_of(read, known) | models
+
+
+def _read(function: FunctionType) -> dict[str, Any]:
+    """What a function reads of its module, by name."""
+    there = function.__globals__
+    return {name: there[name] for name in _names(function.__code__) if name in there}
 
 
 def _names(code: CodeType) -> set[str]:

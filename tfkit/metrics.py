@@ -210,14 +210,7 @@ def pck(
     """
     if per not in ("point", "image"):
         raise ValueError(f"per={per!r}; expected 'point' or 'image'")
-    for name, points in (("found", found), ("truth", truth)):
-        several = isinstance(points, list | tuple) and all(isinstance(x, Tensor) for x in points)
-        if not isinstance(points, Tensor) and not several:
-            raise ValueError(
-                f"{name} is a {type(points).__name__}; expected a tensor (n, 2) of pixels (x, y), "
-                "or a list of such tensors (torch.as_tensor(x) makes one)"
-            )
-    found, truth = ([x] if isinstance(x, Tensor) else list(x) for x in (found, truth))
+    found, truth = _of_images("found", found), _of_images("truth", truth)
     if isinstance(reach, Tensor):
         reach = reach.tolist()
     most = list(reach) if isinstance(reach, Iterable) else [reach] * len(found)
@@ -249,6 +242,18 @@ def pck_reach(alpha: float | int, of: tuple[int, int] | Bool[Tensor, "h w"]) -> 
         raise ValueError("the mask is empty: there is no box to take a threshold from")
     sides = [places.max() - places.min() + 1 for places in of.nonzero(as_tuple=True)]
     return float(alpha * max(sides).item())
+
+
+def _of_images(name: str, given: object) -> list[Tensor]:
+    """The points of each image, where they are those of one or of several."""
+    several = given if isinstance(given, Iterable) and not isinstance(given, Tensor) else [given]
+    points = list(several)
+    if not all(isinstance(x, Tensor) for x in points):
+        raise ValueError(
+            f"{name} is a {type(given).__name__}; expected a tensor (n, 2) of pixels (x, y), or a "
+            "list of such tensors (torch.as_tensor(x) makes one)"
+        )
+    return points
 
 
 def _check_reach(name: str, value: object, what: str) -> None:
